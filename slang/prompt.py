@@ -1,0 +1,87 @@
+"""prompt.toml -> chat messages: the one place that decides what the model is told and asked.
+
+Standard library only. Turn markers are the chat template's business, never written here.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+Messages = list[dict[str, str]]
+
+
+class PromptError(ValueError):
+    """prompt.toml can't be used; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`questions` are asked in training, `held_out_questions` by evaluation alone; both hold `{slang}`, `answer` `{meaning}`."""
+
+    region: str
+    system: str
+    questions: tuple[str, ...]
+    held_out_questions: tuple[str, ...]
+    answer: str
+
+    def chat(self, question: str) -> Messages:
+        """System and user message for a question that is asked as it stands."""
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": question}]
+
+    def ask(self, slang: str, form: int = 0, held_out: bool = False) -> Messages:
+        """System and user message that ask for a slang in one question form."""
+        forms = self.held_out_questions if held_out else self.questions
+        return self.chat(forms[form].replace("{slang}", slang))
+
+    def train(self, slang: str, meaning: str, form: int) -> Messages:
+        """System, user and assistant message: one training row."""
+        answer = self.answer.replace("{meaning}", meaning)
+        return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
+
+    def hash(self) -> str:
+        """SHA-256 of what the prompt says: comments and layout of prompt.toml don't count."""
+        fields = [self.region, self.system, self.questions, self.held_out_questions, self.answer]
+        return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+
+
+def _text(path: str | Path, table: dict, name: str) -> str:
+    value = table.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise PromptError(f"{path}: no text for '{name}'; write {name} = \"…\"")
+    return value
+
+
+def _forms(path: str | Path, table: dict, name: str, least: int) -> tuple[str, ...]:
+    forms = table.get(name)
+    if not isinstance(forms, list) or len(forms) < least or not all(isinstance(form, str) for form in forms):
+        raise PromptError(f"{path}: '{name}' needs a list of at least {least} question form(s)")
+    for form in forms:
+        _fields(path, name, form, {"slang", "region"}, "slang")
+    return tuple(forms)
+
+
+def _fields(path: str | Path, name: str, text: str, allowed: set[str], needed: str | None) -> None:
+    found = set(re.findall(r"\{(\w+)\}", text))
+    if unknown := found - allowed:
+        raise PromptError(f"{path}: {name}: unknown {{{sorted(unknown)[0]}}} in {text!r}; known: {sorted(allowed)}")
+    if needed and needed not in found:
+        raise PromptError(f"{path}: {name}: no {{{needed}}} in {text!r}; write it where the text belongs")
+
+
+def load(path: str | Path = "prompt.toml") -> Prompt:
+    """Read and check a prompt.toml. Raises PromptError with the remedy; OSError when it can't be opened."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: not valid TOML: {error}") from None
+    region, system, answer = (_text(path, table, name) for name in ("region", "system", "answer"))
+    _fields(path, "system", system, {"region"}, None)
+    _fields(path, "answer", answer, {"meaning"}, "meaning")
+    forms = {name: _forms(path, table, name, 1) for name in ("questions", "held_out_questions")}
+    if both := set(forms["questions"]) & set(forms["held_out_questions"]):
+        raise PromptError(f"{path}: {both.pop()!r} is both a question and a held-out question; keep it in one of them")
+    fill = {name: tuple(form.replace("{region}", region) for form in value) for name, value in forms.items()}
+    return Prompt(region, system.replace("{region}", region), fill["questions"], fill["held_out_questions"], answer)
