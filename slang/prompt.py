@@ -1,14 +1,23 @@
 """prompt.toml -> chat messages: the one place that decides what the model is told and asked.
 
 Standard library only. Turn markers are the chat template's business, never written here.
+
+Run as: python -m slang.prompt system prompt.toml               the system prompt
+        python -m slang.prompt question prompt.toml "pura vida" what chat.sh asks: a bare slang becomes a question
+        python -m slang.prompt check prompt.toml data/train.jsonl ...   was this data made with this prompt?
 """
 
+import argparse
 import hashlib
 import json
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from slang import jsonl
+from slang.dictionary import Problem, key
 
 Messages = list[dict[str, str]]
 
@@ -19,7 +28,7 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """`questions` are asked in training, `held_out_questions` by evaluation alone; both hold `{slang}`, `answer` `{meaning}`."""
+    """`questions` are asked in training, `held_out_questions` by evaluation alone; `answer` holds `{meaning}`."""
 
     region: str
     system: str
@@ -85,3 +94,65 @@ def load(path: str | Path = "prompt.toml") -> Prompt:
         raise PromptError(f"{path}: {both.pop()!r} is both a question and a held-out question; keep it in one of them")
     fill = {name: tuple(form.replace("{region}", region) for form in value) for name, value in forms.items()}
     return Prompt(region, system.replace("{region}", region), fill["questions"], fill["held_out_questions"], answer)
+
+
+def question(asked: Prompt, text: str) -> str:
+    """The text itself when it is a question (?, ¿ or a quotation in it), else the first question form about it."""
+    if re.search(r"[?¿\"“”«»]", text):
+        return text
+    return asked.ask(text)[-1]["content"]
+
+
+def differs(asked: Prompt, record: dict) -> str | None:
+    """What in a record was not made with this prompt, or None. Of the question only its spelling may vary."""
+    system, user, answer = ([None, None, None, *(m["content"] for m in record["messages"])])[-3:]
+    if system != asked.system:
+        return "another system prompt"
+    if not {"slang", "meaning"} <= set(record):
+        return None  # made elsewhere: its question and answer are its own
+    if answer != asked.train(record["slang"], record["meaning"], 0)[-1]["content"]:
+        return "another answer form"
+    forms = range(len(asked.questions))
+    if key(user) not in {key(asked.ask(record["slang"], form)[-1]["content"]) for form in forms}:
+        return "another question form"
+    return None
+
+
+def check(path: str, data: list[str]) -> int:
+    """0 when every record of the files was made with the prompt, else 1 and the first that was not."""
+    asked = load(path)
+    for file in data:
+        for item in jsonl.records(file):
+            if isinstance(item, Problem):
+                problem = item
+            elif what := differs(asked, item[2]):
+                remedy = "run make_jsonl.py and split_jsonl.py again"
+                problem = Problem(file, item[0], f"made with {what} than {path} has; {remedy}")
+            else:
+                continue
+            print(problem, file=sys.stderr)
+            return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description="Show or check what prompt.toml says.")
+    p.add_argument("action", choices=("system", "question", "check"))
+    p.add_argument("prompt", help="a prompt.toml")
+    p.add_argument("rest", nargs="*", help="the text to ask, or the JSONL files to check")
+    args = p.parse_args(argv)
+    try:
+        if args.action == "check":
+            return check(args.prompt, args.rest)
+        asked = load(args.prompt)
+        print(asked.system if args.action == "system" else question(asked, " ".join(args.rest)))
+        return 0
+    except PromptError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Talk to the adapted model, with the system prompt that it was trained with.
+#
+#   ./chat.sh                                            a conversation (mlx_lm.chat): r starts anew, q leaves
+#   ./chat.sh "pura vida"                                one answer on stdout; a bare slang is asked in the first question form
+#   ./chat.sh 'Qué significa en Costa Rica "pura vida"?' one answer; a question is asked as it stands
+#   ./chat.sh --baseline [...]                           the base model, for comparison
+#   MODEL=fused_model ADAPTER_PATH= ./chat.sh            a fused model, which has the adapter in it
+#
+# Any other flag goes to mlx_lm.chat, or with a question to mlx_lm.generate: ./chat.sh --temp 0.7
+
+# shellcheck source=config.sh
+. "$(dirname "$0")/config.sh"
+
+flags=(
+  --model "$MODEL"
+  --max-tokens 100 # an answer is one sentence; this ends one that never stops
+  --temp 0.0       # always the likeliest word; 0.7 for variety
+)
+
+baseline=
+question=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --baseline) baseline=yes ;;
+    -*)
+      flags+=("$1")
+      if [ $# -gt 1 ] && [ "${1#*=}" = "$1" ]; then
+        flags+=("$2")
+        shift
+      fi
+      ;;
+    *)
+      [ -z "$question" ] || { printf 'chat.sh: one question at a time; put it in quotes\n' >&2; exit 2; }
+      question="$1"
+      ;;
+  esac
+  shift
+done
+
+need_venv
+need_model "$MODEL"
+prompt=prompt.toml
+if [ -z "$baseline" ] && [ -n "$ADAPTER_PATH" ]; then
+  need_adapter
+  flags+=(--adapter-path "$ADAPTER_PATH")
+fi
+if [ -n "$ADAPTER_PATH" ] && [ -f "$ADAPTER_PATH/prompt.toml" ]; then
+  prompt="$ADAPTER_PATH/prompt.toml"
+elif [ -f "$MODEL/prompt.toml" ]; then
+  prompt="$MODEL/prompt.toml"
+fi
+flags+=(--system-prompt "$(python -m slang.prompt system "$prompt")")
+
+if [ -z "$question" ]; then
+  run mlx_lm.chat "${flags[@]}"
+else
+  asked="$(python -m slang.prompt question "$prompt" "$question")"
+  # Through stdin: given as an argument, mlx_lm.generate would read a \n in the question as a line break.
+  printf '%s' "$asked" | run mlx_lm.generate "${flags[@]}" --verbose False --prompt -
+fi

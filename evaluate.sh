@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Baseline against adapted: loss and perplexity on test.jsonl, and whether the model knows the slang.
+#
+#   ./evaluate.sh
+#   ./evaluate.sh --note "prompt changed"    a remark for the log; other flags go to python -m slang.knowledge
+#   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./evaluate.sh
+#
+# Writes $RESULTS/<label>.json with every figure and answer, and a line under each heading of $RESULTS/LOG.md.
+
+# shellcheck source=config.sh
+. "$(dirname "$0")/config.sh"
+
+ask=( # asked of both models, for you to read
+  "musica de plancha"
+  "devolverse los peluches"
+  "pura vida"
+)
+flags=(
+  --model "$MODEL"
+  --data "$DATA"
+  --batch-size 1    # every row counts: mlx_lm drops the last batch when it is not full
+  --test-batches -1 # all of them
+  --mask-prompt     # the loss of the answer, not of the question
+)
+
+need_venv
+for split in train valid test eval; do
+  need_file "$DATA/$split.jsonl" "run python make_jsonl.py and python split_jsonl.py first"
+done
+need_adapter
+python -m slang.prompt check "$ADAPTER_PATH/prompt.toml" "$DATA/test.jsonl"
+need_model "$MODEL"
+
+# test_loss ADAPTER_PATH: what mlx_lm.lora --test says; an empty path is the base model.
+test_loss() {
+  local output
+  output="$(run mlx_lm.lora --test "${flags[@]}" --adapter-path "$1")" || die "mlx_lm.lora --test failed, see above"
+  printf '%s\n' "$output" | grep -o 'Test loss [^ ]*, Test ppl [^ ]*' || die "mlx_lm.lora --test printed no loss: $output"
+}
+
+baseline="$(test_loss "")"
+adapted="$(test_loss "$ADAPTER_PATH")"
+run python -m slang.knowledge --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" \
+  --ask "${ask[@]}" --test-lines "$baseline" "$adapted" "$@"

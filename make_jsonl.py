@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Turn a dictionary of `slang::meaning` lines into Gemma 3 chat JSONL for mlx-lm.
+
+Reads   data/source_augmented.txt, prompt.toml
+Writes  data/source_augmented.jsonl, one {"slang", "meaning", "messages"} a line (mlx-lm ignores the first two)
+
+Run as: python make_jsonl.py
+OUTPUT
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from hashlib import blake2b
+
+from slang import jsonl, prompt
+from slang.dictionary import Problem, entries, key
+
+
+def forms(text: str) -> int | str:
+    """`--forms`: `all` or a number from 1."""
+    if text == "all":
+        return text
+    try:
+        if int(text) >= 1:
+            return int(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor a number from 1")
+
+
+def first_form(slang_key: str, n_forms: int) -> int:
+    """Where a slang's rotation through the question forms begins: a slang's own, so that all forms are used alike."""
+    return int.from_bytes(blake2b(slang_key.encode(), digest_size=4).digest(), "big") % n_forms
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Turn slang::meaning lines into chat JSONL.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--input", default="data/source_augmented.txt", help="dictionary, one slang::meaning a line")
+    p.add_argument("--output", default="data/source_augmented.jsonl", help="chat records, one a line")
+    p.add_argument("--prompt", default="prompt.toml", help="system prompt, question forms and answer form")
+    p.add_argument("--forms", type=forms, default=1, metavar="1|N|all", help="question forms asked for each line")
+    p.add_argument("--skip-bad", action="store_true", help="write the good lines although there are bad ones")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        asked = prompt.load(args.prompt)
+        if jsonl.overwritten(args.input, [args.output]):
+            print(f"{args.output}: the output is the input; name another --output", file=sys.stderr)
+            return 1
+        return convert(args, asked)
+    except prompt.PromptError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
+    """Write the records of all good lines; 1 when a line is bad and --skip-bad is not given, or none is good."""
+    n_forms = len(asked.questions)
+    per_line = n_forms if args.forms == "all" else min(args.forms, n_forms)
+    seen: set[bytes] = set()
+    wordings: Counter[str] = Counter()
+    bad = duplicates = records = 0
+
+    with jsonl.replacing(args.output) as (file,):
+        for entry in jsonl.progress(entries(args.input), "line"):
+            if isinstance(entry, Problem):
+                print(entry, file=sys.stderr)
+                bad += 1
+                continue
+            fingerprint = blake2b(f"{entry.slang}\0{entry.meaning}".encode(), digest_size=12).digest()
+            if fingerprint in seen:
+                duplicates += 1
+                continue
+            seen.add(fingerprint)
+            slang_key = key(entry.slang)
+            start = first_form(slang_key, n_forms) + wordings[slang_key] * per_line
+            wordings[slang_key] += 1
+            for form in range(start, start + per_line):
+                messages = asked.train(entry.slang, entry.meaning, form % n_forms)
+                record = {"slang": entry.slang, "meaning": entry.meaning, "messages": messages}
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                records += 1
+        if bad and not args.skip_bad:
+            print(f"{bad} bad line(s); mend them or pass --skip-bad. {args.output} is unchanged.", file=sys.stderr)
+            raise SystemExit(1)
+        if not records:
+            print(f"{args.input}: no usable line; write one slang::meaning a line", file=sys.stderr)
+            raise SystemExit(1)
+
+    print(f"{args.output}: {records} records of {len(wordings)} slangs ({duplicates} duplicate, {bad} bad lines left out)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What the test files share: scripts run as a person runs them, and a small dictionary to run them on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = "models/tiny-gemma3"
+
+DICTIONARY = """\
+# Three slangs, the first with two senses.
+pura vida::Saludo con que la gente se desea lo mejor.
+pura vida::Respuesta de quien está bien y contento
+pura vida::Manera de dar las gracias o de despedirse.
+mae::Amigo o conocido al que se le habla con confianza.
+mae::Palabra con que los jóvenes se llaman entre sí.
+tuanis::Que es muy bueno o agradable.
+tuanis::Así se aprueba lo que a uno le gusta mucho.
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """Run a script as from a terminal, with stdout and stderr as text and the variables added."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def script(name: str, *arguments: str | Path, **options) -> subprocess.CompletedProcess:
+    """Run one of the Python scripts at the top level."""
+    return run(sys.executable, ROOT / name, *arguments, **options)
+
+
+@pytest.fixture
+def dictionary(tmp_path: Path) -> Path:
+    """A dictionary file of 7 lines and 3 slangs."""
+    path = tmp_path / "source.txt"
+    path.write_text(DICTIONARY, encoding="utf-8")
+    return path
