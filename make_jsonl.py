@@ -15,7 +15,7 @@ from collections import Counter
 from hashlib import blake2b
 
 from slang import jsonl, prompt
-from slang.dictionary import Problem, entries, key
+from slang.dictionary import Problem, entries, fold, key
 
 
 def forms(text: str) -> int | str:
@@ -35,6 +35,20 @@ def first_form(slang_key: str, n_forms: int) -> int:
     return int.from_bytes(blake2b(slang_key.encode(), digest_size=4).digest(), "big") % n_forms
 
 
+def share(text: str) -> float:
+    """`--plain-spelling`: a share from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def as_typed(question: str, record: str, plain_share: float) -> str:
+    """The question, or for that share of the records the question without capitals, accents and ¿¡, as people type it."""
+    drawn = int.from_bytes(blake2b(record.encode(), digest_size=8).digest(), "big") / 2**64
+    return fold(question).translate({ord("¿"): None, ord("¡"): None}) if drawn < plain_share else question
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Turn slang::meaning lines into chat JSONL.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -43,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", default="data/source_augmented.jsonl", help="chat records, one a line")
     p.add_argument("--prompt", default="prompt.toml", help="system prompt, question forms and answer form")
     p.add_argument("--forms", type=forms, default=1, metavar="1|N|all", help="question forms asked for each line")
+    p.add_argument(
+        "--plain-spelling", type=share, default=0.2, metavar="SHARE", help="questions asked without accents, capitals"
+    )
     p.add_argument("--skip-bad", action="store_true", help="write the good lines although there are bad ones")
     return p
 
@@ -86,6 +103,8 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
             wordings[slang_key] += 1
             for form in range(start, start + per_line):
                 messages = asked.train(entry.slang, entry.meaning, form % n_forms)
+                question = messages[-2]["content"]
+                messages[-2]["content"] = as_typed(question, f"{question}\0{entry.meaning}", args.plain_spelling)
                 record = {"slang": entry.slang, "meaning": entry.meaning, "messages": messages}
                 file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
                 records += 1

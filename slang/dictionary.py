@@ -1,19 +1,26 @@
 """Read a dictionary of `slang::meaning` lines and tell what is wrong with it, line by line.
 
 Reads UTF-8 (with or without BOM, LF or CRLF), one wording a line; several lines of one slang are several wordings or senses.
-Blank lines are skipped, a `#` followed by a space starts a comment line.
+Blank lines are skipped, a `#` followed by a space starts a comment line; `# sentido: ...` begins a sense of the slang below it.
 
 Standard library only: make_jsonl.py starts before MLX is installed.
+
+Run as: python -m slang.dictionary data/source_augmented.txt
+OUTPUT
 """
 
+import argparse
 import re
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 SEPARATOR = "::"
+SENSE = "# sentido:"
 # What a chat tokenizer may read as a special token: <end_of_turn>, <start_of_image>, <|im_end|>, <unused7>, </s>, [INST].
 SPECIAL_TOKEN = re.compile(
     r"<\s*/?\s*\|?\s*(?:(?:start|end)_of_(?:turn|image)|(?:image|audio)_soft_token|im_(?:start|end)|endoftext|eot_id|"
@@ -28,11 +35,15 @@ CLOSING_WRAPPERS = "\"'”’»)]"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One wording: `slang` and `meaning` NFC-normalised and trimmed, `line` counted from 1."""
+    """One wording: `slang` and `meaning` NFC-normalised and trimmed, `line` counted from 1.
+
+    `sense` is the line of the `# sentido:` comment that it stands under, 0 where there is none.
+    """
 
     slang: str
     meaning: str
     line: int
+    sense: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +58,29 @@ class Problem:
         return f"{self.path}:{self.line}: {self.text}"
 
 
-@lru_cache(maxsize=1 << 16)
-def key(text: str) -> str:
-    """Normalised form by which two texts count as equal: case, accents (not ñ), punctuation and spacing are ignored.
+def fold(text: str) -> str:
+    """Lower case without accents, as people type in a hurry; ñ stays, it is a letter of its own (caña a coin, cana jail).
 
-    A text of punctuation alone is its own key, so that two such texts stay apart.
-
-    >>> key("  ¡Qué  CHIVA! "), key("caña"), key("¿?")
-    ('que chiva', 'caña', '¿?')
+    >>> fold("¿Qué es GÜILA?"), fold("Caña")
+    ('¿que es guila?', 'caña')
     """
     text = unicodedata.normalize("NFC", text).casefold()
     if text.isascii():
-        folded = text
-    else:
-        # ñ is a letter of its own: caña is a coin, cana is jail.
-        decomposed = unicodedata.normalize("NFD", text.replace("ñ", "\0"))
-        folded = "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\0", "ñ")
-    return " ".join(re.findall(r"\w+", folded)) or " ".join(text.split())
+        return text
+    decomposed = unicodedata.normalize("NFD", text.replace("ñ", "\0"))
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\0", "ñ")
+
+
+@lru_cache(maxsize=1 << 16)
+def key(text: str) -> str:
+    """Normalised form by which two texts count as equal: folded, punctuation and spacing ignored.
+
+    A text of punctuation alone is its own key, so that two such texts stay apart.
+
+    >>> key("  ¡Qué  CHIVA! "), key("¿?")
+    ('que chiva', '¿?')
+    """
+    return " ".join(re.findall(r"\w+", fold(text))) or " ".join(text.split())
 
 
 def close(meaning: str) -> str:
@@ -109,6 +126,7 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
 
     Raises OSError when the file can't be opened. A blank or comment line yields nothing.
     """
+    sense = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -120,4 +138,152 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
             if isinstance(parsed, str):
                 yield Problem(str(path), number, parsed)
             elif parsed:
-                yield Entry(*parsed, number)
+                yield Entry(*parsed, number, sense)
+            elif line.startswith(SENSE):
+                sense = number
+            elif not line.strip():
+                sense = 0
+
+
+# ------------------------------------------------------------------------------------------- is it fit to learn from?
+
+LEAST_WORDINGS, LEAST_PER_SENSE = 4, 3
+WORDS = range(3, 31)  # of one wording
+NEAR = 0.7  # share of words in common above which two wordings teach the same thing twice
+# Pairs that differ by an accent and are both Spanish; any other rare unaccented form of a word in the file is suspicious.
+HOMOGRAPHS = set(
+    """
+aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa porque que quien se si solo te tu
+""".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, accents kept."""
+    return re.findall(r"[^\W\d_]+", text.casefold())
+
+
+def overlap(a: str, b: str) -> float:
+    """Jaccard index of the words of two texts: 1 for the same words in any order, 0 for none in common."""
+    one, other = set(key(a).split()), set(key(b).split())
+    return len(one & other) / max(1, len(one | other))
+
+
+def line_problems(entry: Entry) -> Iterator[str]:
+    """What is wrong with a wording by itself."""
+    text, n_words = entry.meaning, len(key(entry.meaning).split())
+    if f" {key(entry.slang)} " in f" {key(text)} ":
+        yield f"{entry.slang!r} stands inside its own meaning; explain it in other words"
+    if n_words not in WORDS:
+        yield f"{n_words} words; write {WORDS.start} to {WORDS.stop - 1}"
+    if not text.rstrip(CLOSING_WRAPPERS).endswith(tuple(CLOSING)):
+        yield "no full stop at the end; write one"
+    first = next((c for c in text if c.isalpha()), "")
+    if first != first.upper():
+        yield f"begins with {first!r}; write a capital"
+    for left, right in ("¿?", "¡!", "()", "«»", "“”"):
+        if text.count(left) != text.count(right):
+            yield f"{left} and {right} do not pair; write both"
+    if found := re.search(r"\s[,.;:)]|\s{2}|[,;:](?=[^\W\d])|\.\.(?!\.)(?<!\.\.\.)", text):
+        yield f"spacing or punctuation at {found[0]!r}; mend it"
+    if found := re.search(r"\b(\w{2,}) \1\b", text.casefold()):
+        yield f"{found[1]!r} stands twice in a row; take one out"
+
+
+def suspicious(counts: Counter[str]) -> dict[str, str]:
+    """Rare words that are an unaccented, or doubled-letter, form of a more frequent word of the file: word -> that word."""
+    accented: dict[str, str] = {}
+    for word in counts:
+        if fold(word) != word and counts[word] > counts[accented.get(fold(word))]:
+            accented[fold(word)] = word
+    found = {w: a for w, a in accented.items() if w not in HOMOGRAPHS and 0 < counts[w] <= 2 and counts[a] >= 5 * counts[w]}
+    for word in counts:
+        single = re.sub(r"([^lrcneo])\1|(.)\2\2", r"\1\2", word)
+        if single != word and counts[single] > counts[word]:
+            found[word] = single
+    return found
+
+
+def problems(path: str | Path, least: int = LEAST_WORDINGS) -> tuple[list[Entry], list[Problem]]:
+    """All entries of a dictionary, and all that keeps it from being one to learn from, in the order of its lines."""
+    found: list[Problem] = []
+    good: list[Entry] = []
+    by_slang: dict[str, list[Entry]] = defaultdict(list)
+    owner: dict[str, Entry] = {}
+    previous = ""
+
+    def say(line: int, text: str) -> None:
+        found.append(Problem(str(path), line, text))
+
+    for entry in entries(path):
+        if isinstance(entry, Problem):
+            found.append(entry)
+            continue
+        good.append(entry)
+        slang, meaning = key(entry.slang), key(entry.meaning)
+        for text in line_problems(entry):
+            say(entry.line, text)
+        first = owner.setdefault(meaning, entry)
+        if first is not entry:
+            whose = "this slang" if key(first.slang) == slang else repr(first.slang)
+            say(entry.line, f"the meaning of line {first.line}, of {whose}, again; write another")
+        if by_slang[slang] and slang != previous:
+            say(entry.line, f"lines of {entry.slang!r} stand apart (line {by_slang[slang][-1].line}); put them together")
+        if by_slang[slang] and entry.slang != by_slang[slang][0].slang:
+            say(entry.line, f"{entry.slang!r} is spelled {by_slang[slang][0].slang!r} above; spell it alike")
+        for other in by_slang[slang]:
+            if first is entry and overlap(entry.meaning, other.meaning) > NEAR:
+                say(entry.line, f"nearly the words of line {other.line}; write it in another way")
+        by_slang[slang].append(entry)
+        previous = slang
+
+    for of_slang in by_slang.values():
+        senses = Counter(entry.sense for entry in of_slang)
+        if len(of_slang) < least:
+            say(of_slang[0].line, f"{of_slang[0].slang!r} has {len(of_slang)} wording(s); write at least {least}")
+        for sense, n in senses.items():
+            if len(senses) > 1 and n < LEAST_PER_SENSE:
+                what = f"a sense of {of_slang[0].slang!r} has {n} wording(s)"
+                say(sense or of_slang[0].line, f"{what}; write at least {LEAST_PER_SENSE}")
+
+    counts = Counter(word for entry in good for word in words(entry.meaning))
+    rare = suspicious(counts)
+    for entry in good:
+        for word in sorted(set(words(entry.meaning)) & set(rare)):
+            say(entry.line, f"{word!r}: is it {rare[word]!r} ({counts[rare[word]]} times in the file)? Check the spelling")
+    return good, sorted(found, key=lambda problem: problem.line)
+
+
+def spread(numbers: Iterable[int]) -> str:
+    """`4-9, mean 4.2` of some numbers."""
+    numbers = list(numbers)
+    return f"{min(numbers)}-{max(numbers)}, mean {sum(numbers) / len(numbers):.1f}" if numbers else "none"
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m slang.dictionary",
+        description="Count what a dictionary holds and list what is wrong with it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("dictionary", help="a file of slang::meaning lines")
+    p.add_argument("--least", type=int, default=LEAST_WORDINGS, help="wordings that each slang needs")
+    args = p.parse_args(argv)
+    try:
+        good, found = problems(args.dictionary, args.least)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    for problem in found:
+        print(problem, file=sys.stderr)
+    per_slang = Counter(key(entry.slang) for entry in good)
+    print(f"slangs              {len(per_slang)}")
+    print(f"lines               {len(good)}")
+    print(f"wordings per slang  {spread(per_slang.values())}")
+    print(f"words per wording   {spread(len(key(entry.meaning).split()) for entry in good)}")
+    print(f"problems            {len(found)}")
+    return 1 if found or not good else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -445,13 +445,10 @@ def log_entry(text: str, heading: str, line: str) -> str:
         lines += ["", heading, ""]
     at = lines.index(heading) + 1
     end = next((i for i in range(at, len(lines)) if lines[i].startswith("## ")), len(lines))
-    while end > at and not lines[end - 1].strip():
-        end -= 1
-    if end == at:
-        lines.insert(at, "")
-        end = at + 1
-    lines.insert(end, line)
-    return "\n".join(lines) + "\n"
+    section = "\n".join(lines[at:end]).strip("\n")
+    rest = "\n".join(lines[end:])
+    text = "\n".join([*lines[:at], "", *([section] if section else []), line, *(["", rest] if rest else [])])
+    return text.rstrip("\n") + "\n"
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ def make(source, *arguments):
 
 
 def test_a_record_a_line(dictionary):
-    done, rows = make(dictionary)
+    done, rows = make(dictionary, "--plain-spelling", "0")
     assert done.returncode == 0 and len(rows) == 7
     assert done.stdout == f"{dictionary.with_suffix('.jsonl')}: 7 records of 3 slangs (0 duplicate, 0 bad lines left out)\n"
     assert rows[1]["meaning"] == rows[1]["messages"][2]["content"] == "Respuesta de quien está bien y contento."
@@ -32,9 +32,20 @@ def test_forms(dictionary, forms, n):
 def test_forms_are_used_alike(tmp_path):
     source = tmp_path / "many.txt"
     source.write_text("".join(f"slang{i}::Meaning number {i}.\n" for i in range(800)), encoding="utf-8")
-    _, rows = make(source)
+    _, rows = make(source, "--plain-spelling", "0")
     counts = Counter(row["messages"][1]["content"].replace(row["slang"], "") for row in rows)
     assert len(counts) == 8 and min(counts.values()) > 60
+
+
+def test_some_questions_are_asked_as_people_type_them(tmp_path):
+    source = tmp_path / "many.txt"
+    source.write_text("".join(f"Güila Número {i}::Sentido número {i}.\n" for i in range(500)), encoding="utf-8")
+    _, rows = make(source, "--plain-spelling", "0.2")
+    plain = [row for row in rows if "Güila Número" not in row["messages"][1]["content"]]
+    assert 70 < len(plain) < 130 and all("guila numero" in row["messages"][1]["content"] for row in plain)
+    assert not any("¿" in row["messages"][1]["content"] for row in plain)
+    assert make(source, "--plain-spelling", "0.2")[1] == rows
+    assert all(row["slang"].startswith("Güila Número") for row in rows)
 
 
 def test_every_bad_line_is_told_and_the_output_stays(dictionary):

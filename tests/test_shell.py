@@ -1,0 +1,270 @@
+"""The wrappers: which commands they build (a stub in place of mlx_lm), and the real mlx_lm on models/tiny-gemma3."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, run, script
+
+from slang import prompt
+
+WRAPPERS = ["train.sh", "evaluate.sh", "chat.sh", "fuse.sh"]
+QUESTION = 'Qué significa en Costa Rica "{}"?'
+SLANGS = {
+    "pura vida": ["Saludo amable con que la gente se desea lo mejor.", "Respuesta de quien se siente contento."],
+    "mae": ["Amigo o conocido al que se le habla con confianza.", "Palabra con que se llaman los jóvenes."],
+    "tuanis": ["Que es muy bueno o agradable.", "Así se aprueba lo que a uno le gusta mucho."],
+    "birra": ["Cerveza fría de cualquier marca.", "Bebida que se pide en el bar."],
+    "brete": ["Trabajo con que uno se gana la vida.", "Oficio o puesto de una persona."],
+    "goma": ["Malestar del día después de tomar licor.", "Dolor de cabeza por haber bebido."],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with the four splits of six slangs, two wordings each in several question forms."""
+    folder = tmp_path_factory.mktemp("data")
+    text = "".join(f"{slang}::{meaning}\n" for slang, meanings in SLANGS.items() for meaning in meanings)
+    (folder / "source.txt").write_text(text, encoding="utf-8")
+    made = script("make_jsonl.py", "--input", folder / "source.txt", "--output", folder / "all.jsonl", "--forms", "all")
+    assert made.returncode == 0, made.stderr
+    outputs = [part for name in ("train", "valid", "test", "eval") for part in (f"--{name}", folder / f"{name}.jsonl")]
+    # Seed 1 leaves the first wording of pura vida in train.
+    done = script(
+        "split_jsonl.py",
+        "--input",
+        folder / "all.jsonl",
+        *outputs,
+        "--train-ratio",
+        "0.5",
+        "--valid-ratio",
+        "0.25",
+        "--seed",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def stub(tmp_path) -> Path:
+    """A .venv whose mlx_lm commands print their arguments, one a line, and do nothing else."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.chat", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
+    for name, body in {**commands, "python": f'exec "{sys.executable}" "$@"'}.items():
+        command = venv / "bin" / name
+        command.write_text(f"#!/bin/sh\n{body}\n")
+        command.chmod(0o755)
+    lines = sorted(set((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()))
+    (venv / "installed-for.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return venv
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """A folder that looks like an adapter's, with a prompt of its own."""
+    folder = tmp_path / "an adapter"
+    folder.mkdir()
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        (folder / name).write_text("{}")
+    text = (ROOT / "prompt.toml").read_text(encoding="utf-8").replace("Sos una persona", 'Sos $(touch x) `y` \\\\ \\"z\\"')
+    (folder / "prompt.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def flags_of(stdout: str) -> dict[str, str]:
+    """The command line that a stub printed: the last value of each flag."""
+    parts = stdout.splitlines()
+    return {a: b for a, b in zip(parts, [*parts[1:], ""], strict=True) if a.startswith("--")}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_help_is_the_header(wrapper):
+    done = run(ROOT / wrapper, "--help", cwd=Path("/"), VENV="/nowhere")
+    assert done.returncode == 0 and f"./{wrapper}" in done.stdout and done.stderr == ""
+
+
+def test_train_command(stub, data, tmp_path):
+    done = run(ROOT / "train.sh", "--iters", "7", "--batch-size", "2", cwd=tmp_path, ENGINE="mlx_lm",
+               VENV=str(stub), MODEL=TINY, DATA=str(data), ADAPTER_PATH=str(tmp_path / "out"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    flags = flags_of(done.stdout)
+    assert done.stdout.splitlines()[1] == "--train" and "--mask-prompt" in flags
+    assert (flags["--iters"], flags["--batch-size"]) == ("7", "2")  # the last one wins
+    assert (flags["--steps-per-eval"], flags["--save-every"], flags["--model"]) == ("40", "50", TINY)
+    rows = len((data / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    assert f"7 steps of 2 rows: {14 / rows:.1f} epochs of the {rows} rows in train.jsonl" in done.stderr
+    assert (tmp_path / "out" / "prompt.toml").read_bytes() == (ROOT / "prompt.toml").read_bytes()
+
+
+def test_train_passes_the_data_five_times_by_default(stub, data, tmp_path):
+    done = run(
+        ROOT / "train.sh", ENGINE="mlx_lm", VENV=str(stub), MODEL=TINY, DATA=str(data), ADAPTER_PATH=str(tmp_path / "out")
+    )
+    assert re.search(r"steps of 4 rows: (4\.[89]|5\.0) epochs", done.stderr)
+
+
+def test_data_of_another_prompt_is_refused(stub, data, tmp_path):
+    for name in ("train", "valid"):
+        text = (data / f"{name}.jsonl").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(text.replace("Sos una persona", "Eres alguien"), encoding="utf-8")
+    done = run(ROOT / "train.sh", VENV=str(stub), MODEL=TINY, DATA=str(tmp_path), ADAPTER_PATH=str(tmp_path / "out"))
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr == (
+        f"{tmp_path}/train.jsonl:1: made with another system prompt than prompt.toml has; "
+        "run make_jsonl.py and split_jsonl.py again\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "environment", "message"),
+    [
+        ("train.sh", {"DATA": "none"}, "none/train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first"),
+        ("chat.sh", {"MODEL": TINY, "ADAPTER_PATH": "none"},
+         "none/adapters.safetensors: not there; run ./train.sh first, or set ADAPTER_PATH to an adapter's folder"),
+        ("chat.sh", {"MODEL": "models/none"},
+         "models/none: no such folder; MODEL=models/tiny-gemma3 is the one in this repository"),
+        ("fuse.sh", {"MODEL": "tests"}, "tests/config.json: not there; MODEL has to name a model's folder"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_told_in_one_line(stub, wrapper, environment, message):
+    done = run(ROOT / wrapper, "pura vida", VENV=str(stub), **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
+
+
+def test_unreachable_hub(stub):
+    done = run(ROOT / "chat.sh", "--baseline", "mae", VENV=str(stub), HF_HUB_OFFLINE="1", MODEL="mlx-community/no-such-model")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("mlx-community/no-such-model: no folder here, not downloaded yet, and Hugging Face did not")
+    assert done.stderr.endswith("check the name and the connection, or try MODEL=models/tiny-gemma3\n")
+
+
+def test_chat_asks_with_the_adapters_prompt(stub, adapter):
+    done = run(ROOT / "chat.sh", "pura vida", VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter))
+    assert done.returncode == 0, done.stderr
+    flags = flags_of(done.stdout)
+    assert "/mlx_lm.generate" in done.stdout and flags["--adapter-path"] == str(adapter)
+    assert flags["--system-prompt"] == prompt.load(adapter / "prompt.toml").system
+    assert done.stdout.splitlines()[-1] == QUESTION.format("pura vida")
+    assert not (ROOT / "x").exists()
+
+
+def test_chat_question_baseline_flags_and_conversation(stub, adapter):
+    def chat(*arguments):
+        done = run(ROOT / "chat.sh", *arguments, VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert chat("¿Qué es \\n un mae?").endswith("¿Qué es \\n un mae?")
+    baseline = chat("--baseline", "mae", "--temp", "0.7")
+    assert "--adapter-path" not in baseline and flags_of(baseline)["--temp"] == "0.7"
+    assert "/mlx_lm.chat" in chat() and "--prompt" not in flags_of(chat())
+    assert run(ROOT / "chat.sh", "pura", "vida", VENV=str(stub)).returncode == 2
+
+
+def test_python_too_old_or_without_venv(tmp_path):
+    for version_ok, message in ((False, "Python 3.11 or newer is needed"), (True, "its venv module is missing")):
+        python = tmp_path / f"python-{version_ok}"
+        python.write_text(f'#!/bin/sh\ncase "$2" in *version*) exit {0 if version_ok else 1} ;; esac\nexit 1\n')
+        python.chmod(0o755)
+        done = run(ROOT / "chat.sh", PYTHON=str(python), VENV=str(tmp_path / "venv"))
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
+def test_openblas_is_the_blas_in_use():
+    code = """
+import ctypes, re
+address = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value
+for line in open("/proc/self/maps"):
+    low, high = (int(n, 16) for n in re.match("(.*?)-(.*?) ", line).groups())
+    if low <= address < high:
+        print(line.split()[-1])
+"""
+    done = run("bash", "-c", '. ./config.sh; need_venv; project python -c "$0"', code)
+    assert done.returncode == 0 and done.stdout.strip().endswith("/libcblas-openblas.so"), done.stderr
+
+
+# ------------------------------------------------------------------------------------------ the real mlx_lm, tiny model
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> dict[str, str]:
+    """The environment of an adapter trained on the six slangs, with what train.sh printed under "log"."""
+    folder = tmp_path_factory.mktemp("run")
+    environment = {"MODEL": TINY, "DATA": str(data), "ADAPTER_PATH": str(folder / "adapter"),
+                   "FUSED_PATH": str(folder / "fused"), "RESULTS": str(folder / "results")}  # fmt: skip
+    done = run(ROOT / "train.sh", "--iters", "150", "--learning-rate", "2e-3", "--steps-per-report", "50", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "log").write_text(done.stdout, encoding="utf-8")
+    return environment
+
+
+@pytest.mark.xdist_group("tiny")
+def test_training_lowers_the_loss(trained):
+    log = (Path(trained["ADAPTER_PATH"]).parent / "log").read_text(encoding="utf-8")
+    losses = [float(n) for n in re.findall(r"^ *\d+ +(\d\.\d+)", re.sub(r"\x1b\[[0-9;]*m", "", log), re.MULTILINE)]
+    assert len(losses) >= 3 and losses[-1] < losses[0] / 2
+
+
+@pytest.mark.xdist_group("tiny")
+def test_evaluate_compares_and_logs(trained):
+    done = run(ROOT / "evaluate.sh", "--note", "a note", **trained)
+    assert done.returncode == 0, done.stderr
+    figures = re.findall(r"Test loss ([\d.]+), Test ppl ([\d.]+)\.", done.stdout)
+    assert len(figures) == 2
+    results = Path(trained["RESULTS"])
+    (report,) = results.glob("*.json")
+    assert re.fullmatch(r"\d{8}\[A\]", report.stem)
+    saved = json.loads(report.read_text(encoding="utf-8"))
+    assert saved["entries"]["slangs"] == 6 and len(saved["items"]) == 6
+    for who in ("baseline", "adapted"):  # mlx_lm's own number, recomputed in our pass
+        printed = float(re.search(r"loss ([\d.]+)", saved["test"][who]["printed"])[1])
+        assert saved["test"][who]["recomputed"] == pytest.approx(printed, abs=6e-4)
+    log = (results / "LOG.md").read_text(encoding="utf-8")
+    for heading, (loss, ppl) in zip(("## Baseline", "## After fine-tuning"), figures, strict=True):
+        assert f"{heading}\n\n- {report.stem}: `Test loss {loss}, Test ppl {ppl}.` (a note)\n" in log
+
+
+@pytest.mark.xdist_group("tiny")
+def test_chat_answers_once_as_trained_and_the_fused_model_too(trained):
+    question = QUESTION.format("pura vida")
+    answer = run(ROOT / "chat.sh", question, **trained)
+    assert answer.returncode == 0 and len(answer.stdout.splitlines()) == 1, answer.stderr
+    assert answer.stdout.strip() in SLANGS["pura vida"]
+    baseline = run(ROOT / "chat.sh", "--baseline", question, **trained)
+    assert baseline.returncode == 0 and baseline.stdout != answer.stdout
+
+    fused = run(ROOT / "fuse.sh", **trained)
+    assert fused.returncode == 0, fused.stderr
+    assert (Path(trained["FUSED_PATH"]) / "prompt.toml").exists()
+    again = run(ROOT / "chat.sh", question, MODEL=trained["FUSED_PATH"], ADAPTER_PATH="")
+    assert again.stdout == answer.stdout
+
+
+@pytest.mark.xdist_group("tiny")
+def test_data_is_what_mlx_lm_reads(data):
+    from types import SimpleNamespace
+
+    from mlx_lm.tuner.datasets import load_local_dataset
+    from mlx_lm.utils import load
+
+    _, tokenizer = load(str(ROOT / TINY))
+    train, valid, test = load_local_dataset(data, tokenizer, SimpleNamespace(mask_prompt=True))
+    assert len(train) and len(valid) and len(test)
+    tokens, offset = train.process(train[0])
+    text = tokenizer.decode(tokens)
+    assert text.count("<bos>") == 1 and text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2
+    assert tokenizer.decode(tokens[offset:]).startswith(train[0]["meaning"])
+
+
+def test_wrappers_run_under_bash_3_2():
+    """macOS ships bash 3.2 and BSD tools."""
+    for path in [*ROOT.glob("*.sh"), ROOT / ".ci" / "run"]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b(mapfile|readarray|declare -A|readlink -f|grep -[a-zA-Z]*P)\b|\$\{\w+(,,|\^\^)\}", text), path
+    assert shutil.which("bash")
