@@ -58,20 +58,30 @@ class Problem:
         return f"{self.path}:{self.line}: {self.text}"
 
 
+class _Fold(dict):
+    """Code point -> the letter without its accent, worked out once for each; for str.translate."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        if letter != "ñ":
+            letter = "".join(c for c in unicodedata.normalize("NFD", letter) if not unicodedata.combining(c))
+        self[code] = letter
+        return letter
+
+
+_FOLD = _Fold()
+
+
 def fold(text: str) -> str:
     """Lower case without accents, as people type in a hurry; ñ stays, it is a letter of its own (caña a coin, cana jail).
 
     >>> fold("¿Qué es GÜILA?"), fold("Caña")
     ('¿que es guila?', 'caña')
     """
-    text = unicodedata.normalize("NFC", text).casefold()
-    if text.isascii():
-        return text
-    decomposed = unicodedata.normalize("NFD", text.replace("ñ", "\0"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\0", "ñ")
+    return unicodedata.normalize("NFC", text).casefold().translate(_FOLD)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def key(text: str) -> str:
     """Normalised form by which two texts count as equal: folded, punctuation and spacing ignored.
 
@@ -80,7 +90,7 @@ def key(text: str) -> str:
     >>> key("  ¡Qué  CHIVA! "), key("¿?")
     ('que chiva', '¿?')
     """
-    return " ".join(re.findall(r"\w+", fold(text))) or " ".join(text.split())
+    return re.sub(r"\W+", " ", fold(text)).strip() or " ".join(text.split())
 
 
 def close(meaning: str) -> str:
@@ -93,14 +103,22 @@ def close(meaning: str) -> str:
 
 def unusable(text: str) -> str | None:
     """Why a text must not reach the training data, with the remedy, or None."""
-    if found := SPECIAL_TOKEN.search(text):
-        return f"special token {found[0]!r} in the text; take it out"
+    if token := special_token(text):
+        return f"special token {token!r} in the text; take it out"
+    if text.isprintable():
+        return None
     for character in text:
         if unicodedata.category(character) == "Cc":
             return f"control character U+{ord(character):04X}; take it out"
     if found := INVISIBLE.search(text):
         return f"invisible character U+{ord(found[0]):04X}; take it out"
     return None
+
+
+def special_token(text: str) -> str | None:
+    """The first thing in a text that a chat tokenizer may read as a special token, or None."""
+    found = ("<" in text or "[" in text) and SPECIAL_TOKEN.search(text)
+    return found[0] if found else None
 
 
 def parse_line(line: str) -> tuple[str, str] | str | None:

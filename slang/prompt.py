@@ -125,7 +125,7 @@ def check(path: str, data: list[str]) -> int:
         for item in jsonl.records(file):
             if isinstance(item, Problem):
                 problem = item
-            elif what := differs(asked, item[2]):
+            elif what := differs(asked, item[3]):
                 remedy = "run make_jsonl.py and split_jsonl.py again"
                 problem = Problem(file, item[0], f"made with {what} than {path} has; {remedy}")
             else:
