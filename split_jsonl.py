@@ -136,6 +136,9 @@ def split(args: argparse.Namespace, outputs: list[str]) -> int:
     if lines.bad:
         print(f"{lines.bad} bad record(s); mend them first. The outputs are unchanged.", file=sys.stderr)
         return 1
+    if not len(lines):
+        print(f"{args.input}: no record in it; run make_jsonl.py first", file=sys.stderr)
+        return 1
 
     places = (by_wording if args.by == "wording" else by_slang)(lines.slangs, lines.answers) / 2.0**64
     late = (places >= args.train_ratio).astype(int) + (places >= args.train_ratio + args.valid_ratio)
@@ -158,9 +161,7 @@ def split(args: argparse.Namespace, outputs: list[str]) -> int:
 def empty(name: str, args: argparse.Namespace, lines: Lines) -> str:
     """Why a split file would be empty, and what to do about it."""
     slangs, answers = len(set(lines.slangs.tolist())), len(set(lines.answers.tolist()))
-    if not len(lines):
-        remedy = "the input has no record; run make_jsonl.py first"
-    elif args.by == "wording" and answers <= slangs:
+    if args.by == "wording" and answers <= slangs:
         remedy = "every slang has one wording and that one is trained; add wordings or pass --by slang"
     else:
         what = "wordings" if args.by == "wording" else "slangs"
