@@ -15,7 +15,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from slang import jsonl, prompt
-from slang.dictionary import Problem, entries, fold, key
+from slang.dictionary import Problem, entries, fold, key, told
 
 
 def forms(text: str) -> int | str:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except prompt.PromptError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error, args.output), file=sys.stderr)
     return 1
 
 

@@ -21,7 +21,7 @@ from hashlib import blake2b
 import numpy as np
 
 from slang import jsonl
-from slang.dictionary import Problem, key
+from slang.dictionary import Problem, key, told
 
 SPLITS = ("train", "valid", "test")
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         return split(args, outputs)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error, args.train), file=sys.stderr)
     return 1
 
 

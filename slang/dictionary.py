@@ -10,7 +10,10 @@ OUTPUT
 """
 
 import argparse
+import codecs
+import errno
 import re
+import stat
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -18,10 +21,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 SEPARATOR = "::"
 SENSE = "# sentido:"
 # What a chat tokenizer may read as a special token: <end_of_turn>, <start_of_image>, <|im_end|>, <unused7>, </s>, [INST].
+LONGEST_LINE = 10_000  # bytes; a wording has about a hundred
 SPECIAL_TOKEN = re.compile(
     r"<\s*/?\s*\|?\s*(?:(?:start|end)_of_(?:turn|image)|(?:image|audio)_soft_token|im_(?:start|end)|endoftext|eot_id|"
     r"(?:begin|end)_of_text|bos|eos|pad|unk|mask|unused\d+|s|0x[0-9a-f]{2})\s*\|?\s*>|\[/?(?:INST|multimodal)\]",
@@ -139,14 +144,41 @@ def parse_line(line: str) -> tuple[str, str] | str | None:
     return slang, close(meaning)
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """A file opened for reading bytes. Raises OSError for anything else too: a pipe would have to be read twice."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EISDIR, "Not a regular file", str(path))
+    return open(path, "rb")
+
+
+def told(error: OSError, path: str | Path = "") -> str:
+    """What went wrong with a file, in one line with its name and, where there is one, the remedy."""
+    remedy = {
+        errno.ENOENT: "; check the name",
+        errno.EACCES: "; change its permissions or name another",
+        errno.EROFS: "; name a folder that can be written",
+        errno.ENOSPC: "; make room and run this again",
+        errno.EISDIR: "; name a file of lines",
+    }.get(error.errno, "")
+    return f"{error.filename or path}: {error.strerror}{remedy}"
+
+
 def entries(path: str | Path) -> Iterator[Entry | Problem]:
     """Every usable line as an Entry and every other as a Problem, in the file's order, one at a time.
 
-    Raises OSError when the file can't be opened. A blank or comment line yields nothing.
+    Raises OSError when the file can't be read. A blank or comment line yields nothing.
     """
     sense = 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
+    with open_file(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+            if len(raw) > LONGEST_LINE:
+                yield Problem(str(path), number, f"over {LONGEST_LINE} bytes; write one wording a line")
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(LONGEST_LINE)
+                continue
+            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield Problem(str(path), 1, "UTF-16, not UTF-8; save the file as UTF-8")
+                return
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -290,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         good, found = problems(args.dictionary, args.least)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     for problem in found:
         print(problem, file=sys.stderr)

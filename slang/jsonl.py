@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from slang.dictionary import Problem, special_token
+from slang.dictionary import Problem, open_file, special_token
 
 ROLES = (["user", "assistant"], ["system", "user", "assistant"])
 BOM = b"\xef\xbb\xbf"
@@ -88,7 +88,7 @@ def records(path: str | Path) -> Iterator[tuple[int, int, bytes, dict] | Problem
 
     Raises OSError when the file can't be opened.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         end = 0
         for number, raw in enumerate(file, 1):
             start, end = end, end + len(raw)
@@ -117,28 +117,38 @@ def slang(record: dict) -> str:
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
     """Open one temporary file beside each path; when the block ends well, all take their places, else none does."""
-    targets = [Path(path) for path in paths]
     files: list[BinaryIO] = []
+    temporary: dict[str, Path] = {}
     try:
-        for target in targets:
+        for target in map(Path, paths):
+            if target.exists() and not target.is_file():
+                files.append(open(target, "wb"))  # noqa: SIM115  a pipe, /dev/stdout: there is nothing to replace
+                continue
             # Through a symbolic link the file that it names is replaced, not the link.
             real = Path(os.path.realpath(target))
-            real.parent.mkdir(parents=True, exist_ok=True)
-            file = tempfile.NamedTemporaryFile("wb", dir=real.parent, prefix=f".{real.name}.", delete=False)  # noqa: SIM115
+            try:
+                real.parent.mkdir(parents=True, exist_ok=True)
+                file = tempfile.NamedTemporaryFile("wb", dir=real.parent, prefix=f".{real.name}.", delete=False)  # noqa: SIM115
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(target)) from None
             files.append(file)
+            temporary[file.name] = real
             os.chmod(file.name, real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask())
         yield files
         for file in files:
             file.flush()
-            os.fsync(file.fileno())
+            if file.name in temporary:
+                os.fsync(file.fileno())
             file.close()
-        for file, target in zip(files, targets, strict=True):
-            os.replace(file.name, os.path.realpath(target))
+        for name, real in temporary.items():
+            os.replace(name, real)
     finally:
         for file in files:
-            file.close()
+            with suppress(OSError):
+                file.close()
+        for name in temporary:
             with suppress(FileNotFoundError):
-                os.unlink(file.name)
+                os.unlink(name)
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slang import jsonl
-from slang.dictionary import Problem, key
+from slang.dictionary import Problem, key, told
 
 Messages = list[dict[str, str]]
 
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     except PromptError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error), file=sys.stderr)
     return 1
 
 
