@@ -203,7 +203,7 @@ NEAR = 0.7  # share of words in common above which two wordings teach the same t
 # Pairs that differ by an accent and are both Spanish; any other rare unaccented form of a word in the file is suspicious.
 HOMOGRAPHS = set(
     """
-aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa porque que quien se si solo te tu
+aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa papas porque que quien se si solo te tu
 """.split()
 )
 
