@@ -35,7 +35,7 @@ import mlx.optimizers as optim
 import numpy as np
 import yaml
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import lora as stock
 from mlx_lm.cli_ui import TrainUI, make_console, print_lora_run_header, rprint
 from mlx_lm.models.base import create_causal_mask
@@ -335,7 +335,7 @@ class Run:
         self.best: dict[str, mx.array] = {}
         self.best_iteration, self.best_loss, self.valid_loss = -1, math.inf, math.inf
         self.seconds, self.tokens = 0.0, 0
-        self.gradient = None  # summed so far, between two updates with --grad-accumulation-steps
+        self.gradient: dict | None = None  # summed so far, between two updates with --grad-accumulation-steps
 
     NUMBERS = ("iteration", "validated", "without_gain", "best_iteration", "best_loss", "valid_loss", "seconds", "tokens")
 
@@ -345,7 +345,7 @@ class Run:
     def save(self) -> None:
         """Write the state, then the adapters that follow from it; killed in between, --resume writes them again."""
         parts = {"adapter": self.adapter(), "best": self.best, "optimizer": dict(tree_flatten(self.optimizer.state)),
-                 "gradient": dict(tree_flatten(self.gradient or {})), "random": {"key": mx.random.state[0]}}  # fmt: skip
+                 "gradient": self.gradient or {}, "random": {"key": mx.random.state[0]}}  # fmt: skip
         arrays = {f"{part}/{name}": a for part, values in parts.items() for name, a in values.items()}
         numbers = {name: getattr(self, name) for name in self.NUMBERS}
         about = {"numbers": json.dumps(numbers), "identity": json.dumps(self.identity), "iters": str(self.args.iters)}
@@ -390,8 +390,9 @@ class Run:
         self.model.load_weights(list(parts["adapter"].items()), strict=False)
         self.best = parts["best"]
         self.optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
-        self.gradient = tree_unflatten(list(parts["gradient"].items())) if parts["gradient"] else None
-        mx.random.state[0] = parts["random"]["key"]
+        self.gradient = parts["gradient"] or None
+        high, low = parts["random"]["key"].tolist()
+        mx.random.seed(high << 32 | low)  # the state is the seed's two halves
         for name, value in json.loads(about["numbers"]).items():
             setattr(self, name, value)
         return True
@@ -513,10 +514,12 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
 
     def step(batch, gradient, update):
         loss, new = loss_and_gradient(*batch)
-        gradient = new if gradient is None else tree_map(mx.add, new, gradient)
+        new = dict(tree_flatten(new))
+        gradient = new if gradient is None else {name: g + gradient[name] for name, g in new.items()}
         if update:
             scale = world.size() / args.grad_accumulation_steps  # each machine has its share of one mean
-            optimizer.update(model, tree_map(lambda g: g * scale, average_gradients(gradient)))
+            gradient = {name: g * scale for name, g in average_gradients(gradient).items()}
+            optimizer.update(model, tree_unflatten(list(gradient.items())))
             gradient = None
         return loss, gradient
 
@@ -526,7 +529,7 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
 
     model.train()
     batches = training_batches(train_rows, args.batch_size, args.seed, run.iteration)
-    reported = {"loss": mx.array(0.0), "answers": 0, "seconds": 0.0}
+    reported = {"loss": mx.array(0.0), "answers": 0, "seconds": 0.0, "steps": 0}
     with Interrupt() as interrupt, UI(args.iters, run.iteration, world.rank()) as ui:
         try:
             while True:
@@ -551,11 +554,12 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
                 seconds = time.perf_counter() - start
                 run.iteration, run.seconds, run.tokens = at + 1, run.seconds + seconds, run.tokens + count
                 reported["answers"] += count
+                reported["steps"] += 1
                 reported["seconds"] += seconds
                 ui.advance()
                 if run.iteration % args.steps_per_report == 0 or run.iteration == args.iters:
                     report(run, reported, ui, callback)
-                    reported = {"loss": mx.array(0.0), "answers": 0, "seconds": 0.0}
+                    reported = {"loss": mx.array(0.0), "answers": 0, "seconds": 0.0, "steps": 0}
                 if run.iteration % args.save_every == 0 and world.rank() == 0:
                     run.save()
                     ui.report_save(run.folder / f"{run.iteration:07d}_adapters.safetensors")
@@ -599,6 +603,7 @@ def report(run: Run, since: dict, ui: UI, callback) -> None:
         "iteration": run.iteration,
         "train_loss": loss,
         "learning_rate": run.optimizer.learning_rate.item(),
+        "iterations_per_second": round(since["steps"] / since["seconds"], 3),
         "tokens_per_second": round(speed, 3),
         "trained_tokens": run.tokens,
         "peak_memory": mx.get_peak_memory() / 1e9,
