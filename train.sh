@@ -18,6 +18,19 @@
 ENGINE="${ENGINE:-slang}" # slang, or mlx_lm
 HOSTFILE="${HOSTFILE:-}"  # machines to train on together; the folder and MODEL have to be there under the same path
 
+case "$ENGINE" in
+  slang) engine=(python -m slang.lora --prompt prompt.toml) ;;
+  mlx_lm) engine=(mlx_lm.lora) ;;
+  *) die "ENGINE=$ENGINE: there are slang and mlx_lm" ;;
+esac
+for flag in "$@"; do
+  case "$ENGINE $flag" in # mlx_lm.lora would take --resume for --resume-adapter-file
+    "mlx_lm --resume" | "mlx_lm --keep"* | "mlx_lm --early-stop"* | "mlx_lm --stock-loss" | "mlx_lm --prompt"*)
+      die "$flag: mlx_lm.lora has no such flag; leave out the flag, or ENGINE=mlx_lm"
+      ;;
+  esac
+done
+
 need_venv
 for split in train valid; do
   need_file "$DATA/$split.jsonl" "run python make_jsonl.py and python split_jsonl.py first"
@@ -63,26 +76,12 @@ done
 awk -v i="$iters" -v b="$batch_size" -v r="$rows" \
   'BEGIN { printf "%d steps of %d rows: %.1f epochs of the %d rows in train.jsonl\n", i, b, i * b / r, r }' >&2
 
-case "$ENGINE" in
-  slang)
-    engine=(python -m slang.lora --prompt prompt.toml)
-    ;;
-  mlx_lm)
-    for flag in "$@"; do
-      case "$flag" in
-        --resume | --keep | --keep=* | --early-stop | --early-stop=* | --stock-loss | --prompt | --prompt=*)
-          die "$flag: mlx_lm.lora has no such flag; leave it out, or ENGINE=mlx_lm"
-          ;;
-      esac
-    done
-    engine=(mlx_lm.lora)
-    mkdir -p "$ADAPTER_PATH"
-    cp prompt.toml "$ADAPTER_PATH/prompt.toml"
-    ;;
-  *) die "ENGINE=$ENGINE: slang or mlx_lm" ;;
-esac
 if [ -n "$HOSTFILE" ]; then
   need_file "$HOSTFILE" "mlx.distributed_config writes one"
   engine=(mlx.launch --hostfile "$HOSTFILE" "${engine[@]}")
+fi
+if [ "$ENGINE" = mlx_lm ]; then
+  mkdir -p "$ADAPTER_PATH"
+  cp prompt.toml "$ADAPTER_PATH/prompt.toml"
 fi
 run "${engine[@]}" --train "${flags[@]}"

@@ -228,7 +228,9 @@ class Network:
         if pick is not None:
             r, x = r[pick], x[pick]
         h = clip_residual(x, layer.post_attention_layernorm(layer.self_attn.o_proj(r)))
-        return clip_residual(h, layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(h))))
+        y, mlp = layer.pre_feedforward_layernorm(h), layer.mlp
+        r = mlp.down_proj(gelu(mlp.gate_proj(y)) * mlp.up_proj(y))
+        return clip_residual(h, layer.post_feedforward_layernorm(r))
 
     def _attention(self, attention: nn.Module, x: mx.array, place: mx.array, back: mx.array) -> mx.array:
         """gemma3_text.Attention but for o_proj: the prefix sees itself, each row the prefix and itself."""
@@ -270,6 +272,11 @@ class Network:
             mx.eval(parts[-1])
         rows.trunk, rows.trunk_starts = mx.concatenate(parts), starts
         mx.eval(rows.trunk)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """nn.gelu_approx, its (1 + tanh z) / 2 written as sigmoid(2 z): its derivative needs no second tanh, 20 ns on a CPU."""
+    return x * mx.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def round_up(n: int) -> int:
