@@ -402,13 +402,13 @@ def export(folder: Path, kinds: list[str], name: str) -> list[Path]:
     sizes = {
         kind: sum(-(-n_bytes(tensors[n].shape, t) // ALIGNMENT) * ALIGNMENT for n, t in types[kind].items()) for kind in kinds
     }
+    writer = metadata(folder, config, args, name, system)
     needed = sum(sizes.values()) + len(kinds) * (folder / "tokenizer.json").stat().st_size  # metadata is mostly the vocabulary
     if needed > (free := shutil.disk_usage(folder).free):
         raise ExportError(
             f"{folder}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free; make room or ask for fewer types"
         )
     paths = [folder / f"{name}-{kind.upper()}.gguf" for kind in kinds]
-    writer = metadata(folder, config, args, name, system)
 
     with jsonl.replacing(*paths, folder / "Modelfile") as files:
         for kind, path, file in zip(kinds, paths, files, strict=False):
@@ -514,7 +514,8 @@ class Reference:
         self.texts = self.contexts([m for slang in slangs for m in meanings[slang]])
         self.logits = [self.next_logits(tokens) for tokens in self.chats + self.texts]
         reply = mlx_lm.batch_generate(self.net, self.tokenizer, self.chats, max_tokens=MAX_TOKENS, return_token_ids=True)
-        self.answers = list(zip(reply.texts, [len(t) < MAX_TOKENS for t in reply.token_ids], strict=True))
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in reply.token_ids]
+        self.answers = list(zip(texts, [len(t) < MAX_TOKENS for t in reply.token_ids], strict=True))
 
         self.choices: list[tuple[list[int], list[list[int]]]] = []  # a question's tokens, those of its four answers
         for n in rng.permutation(len(slangs)):
