@@ -13,9 +13,9 @@ Run as: python -m slang.gguf fused_model --type bf16 q4_k_m
 import argparse
 import ctypes
 import json
-import os
 import re
 import shutil
+import struct
 import sys
 import time
 import urllib.error
@@ -33,7 +33,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 from gguf import GGMLQuantizationType as GGML
-from gguf import LlamaFileType, TokenType
+from gguf import GGUFValueType, LlamaFileType, TokenType
 from mlx_lm.models.gemma3_text import ModelArgs
 from tqdm import tqdm
 
@@ -157,8 +157,8 @@ def n_bytes(shape: tuple[int, ...], type: GGML) -> int:
 # ------------------------------------------------------------------------------------------------ what goes into the file
 
 
-def read_config(folder: Path) -> tuple[dict, ModelArgs]:
-    """config.json and what mlx_lm makes of it. Raises ExportError for a model that llama.cpp would compute otherwise."""
+def read_config(folder: Path) -> ModelArgs:
+    """config.json as mlx_lm reads it. Raises ExportError for a model that llama.cpp would compute otherwise."""
     path = folder / "config.json"
     config = read_json(path)
     kind = config.get("model_type")
@@ -180,7 +180,7 @@ def read_config(folder: Path) -> tuple[dict, ModelArgs]:
         raise ExportError(f"{path}: rope_scaling {scaling} is not known here; 'linear' is")
     if config.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh" or config.get("attention_bias"):
         raise ExportError(f"{path}: another activation than gelu_pytorch_tanh, or attention_bias, is no Gemma 3")
-    return config, args
+    return args
 
 
 def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
@@ -254,7 +254,7 @@ def encode(name: str, tensor: Tensor, type: GGML, q_scale: float) -> Iterator[np
     for start in range(0, len(stored), step):
         piece = stored[start : start + step]
         values = None if piece.dtype == np.uint16 and type == GGML.BF16 else float32(piece)
-        finite = (piece & 0x7F80 != 0x7F80).all() if values is None else np.isfinite(values).all()
+        finite = (piece & 0x7F80).max() < 0x7F80 if values is None else np.isfinite(values).all()
         if not finite or (type == GGML.F16 and np.abs(values).max() > 65504):
             raise ExportError(
                 f"{tensor.path}: {name} holds NaN, infinity or more than {type.name} can; train with a lower rate"
@@ -302,7 +302,7 @@ def token_type(piece: str, added: dict | None) -> TokenType:
     if added:
         control = added.get("special") or re.fullmatch(r"<pad>|<mask>|<unused\d+>", piece)
         return TokenType.CONTROL if control else TokenType.USER_DEFINED
-    return TokenType.BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", piece) else TokenType.NORMAL
+    return TokenType.BYTE if piece.startswith("<0x") and len(piece) == 6 else TokenType.NORMAL
 
 
 def read_template(folder: Path) -> str:
@@ -334,45 +334,89 @@ def modelfile(file: str, system: str) -> str:
     )
 
 
-def metadata(folder: Path, config: dict, args: ModelArgs, name: str, system: str) -> gguf.GGUFWriter:
-    """A writer that holds everything but the tensors (ggml/docs/gguf.md)."""
+def metadata(folder: Path, args: ModelArgs, name: str, system: str) -> dict[str, object]:
+    """Everything but the tensors and the file type, by its key (ggml/docs/gguf.md, llama.cpp's llama-arch.cpp)."""
     pieces, scores, types = read_vocabulary(folder, args.vocab_size)
-    writer = gguf.GGUFWriter(None, "gemma3")
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in {
-        "context_length": args.max_position_embeddings, "embedding_length": args.hidden_size,
-        "block_count": args.num_hidden_layers, "feed_forward_length": args.intermediate_size,
-        "attention.head_count": args.num_attention_heads, "attention.head_count_kv": args.num_key_value_heads,
-        "attention.key_length": args.head_dim, "attention.value_length": args.head_dim,
-        "attention.sliding_window": args.sliding_window,
-    }.items():  # fmt: skip
-        writer.add_uint32(f"gemma3.{key}", value)
-    writer.add_float32("gemma3.attention.layer_norm_rms_epsilon", args.rms_norm_eps)
-    writer.add_float32("gemma3.rope.freq_base", args.rope_theta)
-    writer.add_float32("gemma3.rope.freq_base_swa", args.rope_local_base_freq)
-    if factor := (args.rope_scaling or {}).get("factor"):  # of the global layers alone, in both
-        writer.add_string("gemma3.rope.scaling.type", "linear")
-        writer.add_float32("gemma3.rope.scaling.factor", factor)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(pieces)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
-    names = read_json(folder / "tokenizer_config.json")
-    for key, token in {
-        "bos": names.get("bos_token"), "eos": names.get("eos_token"), "eot": END_OF_TURN,
-        "unknown": names.get("unk_token"), "padding": names.get("pad_token"),
-    }.items():  # fmt: skip
+    scaling = args.rope_scaling or {}
+    values = {
+        "general.architecture": "gemma3",
+        "general.type": "model",
+        "general.name": name,
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "gemma3.context_length": args.max_position_embeddings,
+        "gemma3.embedding_length": args.hidden_size,
+        "gemma3.block_count": args.num_hidden_layers,
+        "gemma3.feed_forward_length": args.intermediate_size,
+        "gemma3.attention.head_count": args.num_attention_heads,
+        "gemma3.attention.head_count_kv": args.num_key_value_heads,
+        "gemma3.attention.key_length": args.head_dim,
+        "gemma3.attention.value_length": args.head_dim,
+        "gemma3.attention.sliding_window": args.sliding_window,
+        "gemma3.attention.layer_norm_rms_epsilon": float(args.rms_norm_eps),
+        "gemma3.rope.freq_base": float(args.rope_theta),
+        "gemma3.rope.freq_base_swa": float(args.rope_local_base_freq),
+    }
+    if scaling.get("factor"):  # of the global layers alone, in both
+        values |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": float(scaling["factor"])}
+    values |= {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": np.array(scores, np.float32),
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": with_system(read_template(folder), system),
+    }
+    names = read_json(folder / "tokenizer_config.json") | {"eot_token": END_OF_TURN}
+    for ours, theirs in {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}.items():
+        token = names.get(f"{ours}_token")
         token = token["content"] if isinstance(token, dict) else token
         if token not in pieces:
-            raise ExportError(f"{folder / 'tokenizer_config.json'}: no {key} token {token!r} in tokenizer.json")
-        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", pieces.index(token))
-    writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(with_system(read_template(folder), system))
-    return writer
+            raise ExportError(f"{folder / 'tokenizer_config.json'}: {ours}_token {token!r} is not in tokenizer.json")
+        values[f"tokenizer.ggml.{theirs}_token_id"] = pieces.index(token)
+    return values
+
+
+def pack_text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def pack(value: object) -> bytes:
+    """A metadata value with its type in front: bool, int (uint32), float (float32), str, list of str, 1-D array."""
+    if isinstance(value, bool):
+        return struct.pack("<IB", GGUFValueType.BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", GGUFValueType.UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", GGUFValueType.FLOAT32, value)
+    if isinstance(value, str):
+        return struct.pack("<I", GGUFValueType.STRING) + pack_text(value)
+    if isinstance(value, list):
+        items = b"".join(map(pack_text, value))
+        return struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, len(value)) + items
+    kind = GGUFValueType.FLOAT32 if value.dtype == np.float32 else GGUFValueType.INT32
+    return struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(value)) + value.tobytes()
+
+
+def pad(n: int) -> int:
+    """How many bytes are missing to the next multiple of ALIGNMENT."""
+    return -n % ALIGNMENT
+
+
+def pack_header(values: dict[str, object], tensors: dict[str, Tensor], types: dict[str, GGML]) -> tuple[bytes, int]:
+    """What stands before the tensors in the file, and the size of the whole file, both in bytes (ggml/docs/gguf.md)."""
+    parts = [struct.pack("<4sIQQ", b"GGUF", gguf.GGUF_VERSION, len(tensors), len(values))]
+    parts += [pack_text(key) + pack(value) for key, value in values.items()]
+    offset = 0
+    for name, tensor in tensors.items():
+        shape, size = tensor.shape[::-1], n_bytes(tensor.shape, types[name])
+        parts.append(pack_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, types[name], offset))
+        offset += size + pad(size)
+    header = b"".join(parts)
+    header += bytes(pad(len(header)))
+    return header, len(header) + offset
 
 
 def load_prompt(folder: Path) -> prompt.Prompt:
@@ -393,17 +437,15 @@ def export(folder: Path, kinds: list[str], name: str) -> list[Path]:
     system = load_prompt(folder).system
     if '"""' in system:
         raise ExportError(f'{folder / "prompt.toml"}: system holds """, which a Modelfile cannot quote; write it without')
-    config, args = read_config(folder)
+    args = read_config(folder)
     tensors = select_tensors(folder, args)
+    values = metadata(folder, args, name, system)
     tied = "output.weight" not in tensors
-    types = {
-        kind: {n: tensor_type(n, t.shape, kind, args.num_hidden_layers, tied) for n, t in tensors.items()} for kind in kinds
-    }
-    sizes = {
-        kind: sum(-(-n_bytes(tensors[n].shape, t) // ALIGNMENT) * ALIGNMENT for n, t in types[kind].items()) for kind in kinds
-    }
-    writer = metadata(folder, config, args, name, system)
-    needed = sum(sizes.values()) + len(kinds) * (folder / "tokenizer.json").stat().st_size  # metadata is mostly the vocabulary
+    plans = []
+    for kind in kinds:
+        types = {n: tensor_type(n, t.shape, kind, args.num_hidden_layers, tied) for n, t in tensors.items()}
+        plans.append((types, *pack_header(values | {"general.file_type": int(TYPES[kind][0])}, tensors, types)))
+    needed = sum(size for *_, size in plans)
     if needed > (free := shutil.disk_usage(folder).free):
         raise ExportError(
             f"{folder}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free; make room or ask for fewer types"
@@ -411,28 +453,18 @@ def export(folder: Path, kinds: list[str], name: str) -> list[Path]:
     paths = [folder / f"{name}-{kind.upper()}.gguf" for kind in kinds]
 
     with jsonl.replacing(*paths, folder / "Modelfile") as files:
-        for kind, path, file in zip(kinds, paths, files, strict=False):
+        for path, file, (types, header, size) in zip(paths, files, plans, strict=False):
             start = time.perf_counter()
-            header = gguf.GGUFWriter(None, "gemma3")
-            header.kv_data = [dict(writer.kv_data[0])]
-            header.add_file_type(TYPES[kind][0])
-            for n, type in types[kind].items():
-                header.add_tensor_info(n, tensors[n].shape, np.dtype(np.float32), n_bytes(tensors[n].shape, type), type)
-            header.write_header_to_file(Path(file.name))
-            header.write_kv_data_to_file()
-            header.write_ti_data_to_file()
-            header.close()
-            file.seek(0, os.SEEK_END)
-            file.write(bytes(-file.tell() % ALIGNMENT))
+            file.write(header)
             with tqdm(
-                total=sizes[kind], desc=path.name, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
+                total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
             ) as bar:
-                for n, type in types[kind].items():
+                for n, type in types.items():
                     for piece in encode(n, tensors[n], type, q_scale(args)):
-                        file.write(memoryview(piece).cast("B"))
+                        file.write(piece.data)
                         bar.update(piece.nbytes)
-                    file.write(bytes(-file.tell() % ALIGNMENT))
-            used = ", ".join(f"{n} {t.name}" for t, n in Counter(types[kind].values()).most_common())
+                    file.write(bytes(pad(file.tell())))
+            used = ", ".join(f"{n} {t.name}" for t, n in Counter(types.values()).most_common())
             print(f"{path}: {file.tell() / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s ({used})")
         files[-1].write(modelfile(paths[-1].name, system).encode())
     return paths

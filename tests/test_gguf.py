@@ -4,6 +4,7 @@ Byte for byte against llama-quantize: its digests stand below. To work them out 
 (npm pack @node-llama-cpp/linux-x64 has them) and set LLAMA_LIBRARIES to it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -130,9 +131,7 @@ def no_one_plus_w(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_config(patch: pytest.MonkeyPatch, **wrong: float) -> None:
     original = exporter.read_config
-    patch.setattr(
-        exporter, "read_config", lambda folder: (original(folder)[0], ModelArgs.from_dict(original(folder)[0] | wrong))
-    )
+    patch.setattr(exporter, "read_config", lambda folder: dataclasses.replace(original(folder), **wrong))
 
 
 @mutation("next-token logits, up to")
