@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         questions = knowledge.item_questions(model, items)
         for question in questions:
             question.generate = generate
-        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in knowledge.study(model, questions, NoBar())}
+        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in knowledge.study(model, "adapted", questions, NoBar())}
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
     if gap > 1e-3:

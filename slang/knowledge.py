@@ -28,6 +28,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -35,9 +36,10 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from huggingface_hub import snapshot_download
+from mlx.utils import tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load
+from mlx_lm.utils import load, load_model
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
@@ -47,7 +49,7 @@ from slang.report import WHO
 
 N_CHOICES = 4
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
-BATCH = 64  # questions whose prompts are held at a time
+BATCH = 128  # questions whose prompts are held at a time
 END_OF_TURN = "<end_of_turn>"
 
 
@@ -59,34 +61,28 @@ class UsageError(Exception):
 
 
 class Model:
-    """A base model with an adapter that can be switched off and on without loading anything again."""
+    """A base model and the same with an adapter, which share the weights of the base."""
 
     def __init__(self, path: str, adapter_path: str):
-        self.net, self.tokenizer = load(path)
+        base, self.tokenizer = load(path)
         on_cpu = mx.default_device() == mx.cpu
         if on_cpu:
             # MLX multiplies bf16 matrices about 18 times slower than float32 on a CPU.
-            self.net.set_dtype(mx.float32)
+            base.set_dtype(mx.float32)
+        folder = Path(path) if Path(path).exists() else Path(snapshot_download(path, local_files_only=True))
+        adapted, _ = load_model(folder, lazy=True)  # its weights are never read: they are those of the base
+        adapted.update(base.parameters())
+        load_adapters(adapted, adapter_path)
+        if on_cpu:
+            adapted.set_dtype(mx.float32)
+            # One product in place of three; in float32 the sum of base and adapter is as good as the two apart.
+            fused = [(name, module.fuse()) for name, module in adapted.named_modules() if hasattr(module, "fuse")]
+            adapted.update_modules(tree_unflatten(fused))
+        self.nets = {"baseline": base.eval(), "adapted": adapted.eval()}
+        mx.eval(adapted.parameters())
         self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self.stops = {self.end, *self.tokenizer.eos_token_ids}
-        modules, weights = dict(self.net.named_modules()), tree_flatten(self.net.parameters())
-        load_adapters(self.net, adapter_path)
-        if on_cpu:
-            self.net.set_dtype(mx.float32)
-        self.net.eval()
-        self.vocabulary = getattr(self.net.args, "vocab_size", 262144)
-        adapted = [(n, m) for n, m in self.net.named_modules() if n in modules and modules[n] is not m]
-        if on_cpu:
-            # One product in place of three; in float32 the sum of base and adapter is as good as the two apart.
-            adapted = [(n, m.fuse() if hasattr(m, "fuse") else m) for n, m in adapted]
-            self.net.update_modules(tree_unflatten(adapted))
-        self._modules = {False: [(n, modules[n]) for n, _ in adapted], True: adapted}
-        self._weights = {False: weights, True: tree_flatten(self.net.parameters())}
-
-    def use_adapter(self, on: bool) -> None:
-        """Answer as the adapted model from now on, or as the base model."""
-        self.net.update_modules(tree_unflatten(self._modules[on]))
-        self.net.update(tree_unflatten(self._weights[on]))
+        self.vocabulary = getattr(base.args, "vocab_size", 262144)
 
     def prompts(self, chats: list[prompt.Messages]) -> list[list[int]]:
         """Token ids of each chat up to where the model's turn begins."""
@@ -226,12 +222,12 @@ class Question:
     generate: bool = False
 
 
-def study(model: Model, questions: list[Question], bar: tqdm) -> Iterator[tuple[int, list[np.ndarray], list[int]]]:
+def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Iterator[tuple[int, list[np.ndarray], list[int]]]:
     """(index, NLL in nats of every token of each rest, the greedy answer) of each question, in any order.
 
     A prompt runs once whatever is asked of it, and the system prompt that a batch begins with runs once for all of it.
     """
-    net = model.net
+    net = model.nets[who]
     budget = min(4096, max(256, (1 << 27) // model.vocabulary))  # tokens whose logits are held at a time
     order = sorted(range(len(questions)), key=lambda i: (questions[i].prompt[:8], len(questions[i].prompt)))
     for start in range(0, len(order), BATCH):
@@ -411,19 +407,30 @@ def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: 
     losses: dict = {name: {who: {} for who in WHO} for name in sets}
     answers: list[dict[str, str]] = [{} for _ in asks]
     chrf = CHRF()
+
+    def run(who: str) -> None:
+        for n, scores, answer in study(model, who, questions, bar):
+            name, i = where[n]
+            if name == "items":
+                items[i].answers[who] = judged(model, items[i], scores, answer, chrf)
+            elif name == "asks":
+                answers[i][who] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
+            else:
+                slang, sums = key(jsonl.slang(sets[name][i])), loss_sums(model, questions[n].rests[0], scores[0])
+                losses[name][who][slang] = (losses[name][who].get(slang, 0) + sums).tolist()
+
+    def run_beside(who: str) -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            run(who)
+
     with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
-        for who in WHO:
-            model.use_adapter(who == "adapted")
-            for n, scores, answer in study(model, questions, bar):
-                name, i = where[n]
-                if name == "items":
-                    items[i].answers[who] = judged(model, items[i], scores, answer, chrf)
-                elif name == "asks":
-                    answers[i][who] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
-                else:
-                    slang, sums = key(jsonl.slang(sets[name][i])), loss_sums(model, questions[n].rests[0], scores[0])
-                    losses[name][who][slang] = (losses[name][who].get(slang, 0) + sums).tolist()
-    return losses, answers
+        if mx.default_device() == mx.cpu:  # MLX computes on one core; two models on two
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(run_beside, WHO))
+        else:
+            for who in WHO:
+                run(who)
+    return {name: {w: {k: by[w][k] for k in sorted(by[w])} for w in WHO} for name, by in losses.items()}, answers
 
 
 # ------------------------------------------------------------------------------------------------------------------ log

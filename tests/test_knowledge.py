@@ -28,6 +28,7 @@ def tiny():
     """The tiny model without an adapter, in the place of knowledge.Model."""
     model = object.__new__(knowledge.Model)
     model.net, model.tokenizer = load(str(ROOT / TINY))
+    model.nets = {"baseline": model.net}
     model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
     model.vocabulary = model.net.args.vocab_size
@@ -36,7 +37,9 @@ def tiny():
 
 def heard(model, questions):
     """The results of knowledge.study in the order of the questions."""
-    return [result[1:] for result in sorted(knowledge.study(model, questions, NoBar()), key=lambda result: result[0])]
+    return [
+        result[1:] for result in sorted(knowledge.study(model, "baseline", questions, NoBar()), key=lambda result: result[0])
+    ]
 
 
 def rows(*pairs):
