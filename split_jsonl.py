@@ -14,47 +14,45 @@ OUTPUT
 import argparse
 import math
 import sys
-from collections import defaultdict
+from array import array
+from collections.abc import Iterator
 from hashlib import blake2b
 
+import numpy as np
+
 from slang import jsonl
-from slang.dictionary import Problem, key
+from slang.dictionary import Problem, key, told
 
 SPLITS = ("train", "valid", "test")
 
 
-def unit(seed: int, purpose: str, text: str | bytes) -> float:
-    """A number in [0, 1) that depends on the arguments alone: the same on every platform and Python."""
-    data = text.encode() if isinstance(text, str) else text
-    digest = blake2b(f"{seed}\0{purpose}\0".encode() + data, digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+def hash64(seed: int, purpose: str, text: bytes) -> int:
+    """A number below 2**64 that depends on the arguments alone: the same on every platform and Python."""
+    return int.from_bytes(blake2b(b"%d\0%s\0%s" % (seed, purpose.encode(), text), digest_size=8).digest(), "big")
 
 
-def by_wording(pairs: list[tuple[str, str]], seed: int) -> list[float]:
-    """A place in [0, 1) for each (slang key, answer key): 0 for the lowest-hashed answer of any slang, so it is trained."""
-    place = {answer: unit(seed, "wording", answer) for _, answer in pairs}
-    lowest: dict[str, str] = {}
-    for slang, answer in pairs:
-        lowest[slang] = min(lowest.get(slang, answer), answer, key=lambda a: (place[a], a))
-    for answer in lowest.values():
-        place[answer] = 0.0
-    return [place[answer] for _, answer in pairs]
+def by_wording(slangs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Each record's place below 2**64: its answer's hash, or 0 where that is the lowest of any slang, so it is trained."""
+    order = np.lexsort((answers, slangs))
+    first = np.concatenate([[True], slangs[order][1:] != slangs[order][:-1]])
+    return np.where(np.isin(answers, answers[order][first]), np.uint64(0), answers)
 
 
-def by_slang(pairs: list[tuple[str, str]], seed: int) -> list[float]:
-    """A place in [0, 1) for each (slang key, answer key), the same for slangs that are joined by a shared answer."""
-    parent = {slang: slang for slang, _ in pairs}
+def by_slang(slangs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Each record's place below 2**64: the lowest hash of the slangs that shared answers join to its own."""
+    names, slang_of = np.unique(slangs, return_inverse=True)
+    parent = list(range(len(names)))  # names are sorted, so the lowest number is the lowest hash
 
-    def root(slang: str) -> str:
-        while parent[slang] != slang:
-            parent[slang] = slang = parent[parent[slang]]
-        return slang
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
 
-    first_with: dict[str, str] = {}
-    for slang, answer in pairs:
+    first_with: dict[int, int] = {}
+    for slang, answer in zip(slang_of.tolist(), answers.tolist(), strict=True):
         a, b = sorted((root(slang), root(first_with.setdefault(answer, slang))))
-        parent[b] = a  # the alphabetically first slang names the group, whatever the order of the lines
-    return [unit(seed, "slang", root(slang)) for slang, _ in pairs]
+        parent[b] = a
+    return names[[root(i) for i in range(len(names))]][slang_of]
 
 
 def ratio(text: str) -> float:
@@ -94,52 +92,76 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         return split(args, outputs)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error, args.train), file=sys.stderr)
     return 1
+
+
+class Lines:
+    """The records of a file as four numbers each (hashes of slang, answer and line, place in the file), 32 bytes in all."""
+
+    def __init__(self, path: str, seed: int, by: str):
+        """Read and check every record; problems are printed and counted in `bad`."""
+        self.path = path
+        self.bad = 0
+        # What decides a record's place takes the seed and the way of splitting in; what only tells records apart does not.
+        place = {"wording": ("slang", "answer"), "slang": ("place", "answer")}[by]
+        slangs, answers, orders, offsets = array("Q"), array("Q"), array("Q"), array("Q")
+        for item in jsonl.progress(jsonl.records(path), "record"):
+            if isinstance(item, Problem):
+                print(item, file=sys.stderr)
+                self.bad += 1
+                continue
+            _, offset, raw, record = item
+            slangs.append(hash64(seed, place[0], key(jsonl.slang(record)).encode()))
+            answers.append(hash64(seed, place[1], key(jsonl.answer(record)).encode()))
+            orders.append(hash64(seed, "order", raw))
+            offsets.append(offset)
+        self.slangs, self.answers = np.asarray(slangs), np.asarray(answers)
+        self.orders, self.offsets = np.asarray(orders), np.asarray(offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def text(self, members: np.ndarray) -> Iterator[bytes]:
+        """The lines of some records, read again from the file."""
+        with open(self.path, "rb") as file:
+            for offset in self.offsets[members].tolist():
+                file.seek(offset)
+                yield file.readline().strip() + b"\n"
 
 
 def split(args: argparse.Namespace, outputs: list[str]) -> int:
     """Write the four files and print the table; 1 when a record is bad or a file would be empty."""
-    lines: list[bytes] = []
-    pairs: list[tuple[str, str]] = []
-    bad = 0
-    for item in jsonl.progress(jsonl.records(args.input), "record"):
-        if isinstance(item, Problem):
-            print(item, file=sys.stderr)
-            bad += 1
-            continue
-        _, raw, record = item
-        lines.append(raw)
-        pairs.append((key(jsonl.slang(record)), key(jsonl.answer(record))))
-    if bad:
-        print(f"{bad} bad record(s); mend them first. The outputs are unchanged.", file=sys.stderr)
+    lines = Lines(args.input, args.seed, args.by)
+    if lines.bad:
+        print(f"{lines.bad} bad record(s); mend them first. The outputs are unchanged.", file=sys.stderr)
+        return 1
+    if not len(lines):
+        print(f"{args.input}: no record in it; run make_jsonl.py first", file=sys.stderr)
         return 1
 
-    places = (by_wording if args.by == "wording" else by_slang)(pairs, args.seed)
-    members: dict[str, list[int]] = defaultdict(list)
+    places = (by_wording if args.by == "wording" else by_slang)(lines.slangs, lines.answers) / 2.0**64
+    late = (places >= args.train_ratio).astype(int) + (places >= args.train_ratio + args.valid_ratio)
     # Sorted by hash: the same files from any order of the input, and shuffled for training.
-    for i in sorted(range(len(lines)), key=lambda i: (unit(args.seed, "order", lines[i]), lines[i])):
-        late = (places[i] >= args.train_ratio) + (places[i] >= args.train_ratio + args.valid_ratio)
-        members[SPLITS[late]].append(i)
+    order = np.argsort(lines.orders, kind="stable")
+    members = {name: order[late[order] == i] for i, name in enumerate(SPLITS)}
     members["eval"] = members["train"][: max(1, round(len(members["train"]) / 10))]
     for name in SPLITS:
-        if not members[name]:
-            print(empty(name, args, pairs), file=sys.stderr)
+        if not len(members[name]):
+            print(empty(name, args, lines), file=sys.stderr)
             return 1
 
     with jsonl.replacing(*outputs) as files:
         for file, name in zip(files, (*SPLITS, "eval"), strict=True):
-            file.writelines(lines[i] + b"\n" for i in members[name])
-    table(members, pairs)
+            file.writelines(lines.text(members[name]))
+    table(members, lines)
     return 0
 
 
-def empty(name: str, args: argparse.Namespace, pairs: list[tuple[str, str]]) -> str:
+def empty(name: str, args: argparse.Namespace, lines: Lines) -> str:
     """Why a split file would be empty, and what to do about it."""
-    slangs, answers = len({s for s, _ in pairs}), len({a for _, a in pairs})
-    if not pairs:
-        remedy = "the input has no record; run make_jsonl.py first"
-    elif args.by == "wording" and answers <= slangs:
+    slangs, answers = len(set(lines.slangs.tolist())), len(set(lines.answers.tolist()))
+    if args.by == "wording" and answers <= slangs:
         remedy = "every slang has one wording and that one is trained; add wordings or pass --by slang"
     else:
         what = "wordings" if args.by == "wording" else "slangs"
@@ -147,16 +169,16 @@ def empty(name: str, args: argparse.Namespace, pairs: list[tuple[str, str]]) -> 
     return f"{args.input}: {name} would be empty: {remedy}"
 
 
-def table(members: dict[str, list[int]], pairs: list[tuple[str, str]]) -> None:
+def table(members: dict[str, np.ndarray], lines: Lines) -> None:
     """Print what is in each file and what a reader has to know to trust a figure on test.jsonl."""
-    slangs = {name: {pairs[i][0] for i in members[name]} for name in members}
-    answers = {name: {pairs[i][1] for i in members[name]} for name in members}
+    slangs = {name: np.unique(lines.slangs[members[name]]) for name in members}
+    answers = [np.unique(lines.answers[members[name]]) for name in SPLITS]
     print(f"{'':7}{'records':>9}{'slangs':>9}")
     for name in (*SPLITS, "eval"):
         note = "  a tenth of train" if name == "eval" else ""
         print(f"{name:7}{len(members[name]):9}{len(slangs[name]):9}{note}")
-    met = len(slangs["test"] & slangs["train"]) / len(slangs["test"])
-    equal = sum(len(answers[a] & answers[b]) for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")))
+    met = np.isin(slangs["test"], slangs["train"]).mean()
+    equal = sum(map(len, answers)) - len(np.unique(np.concatenate(answers)))
     print(f"test slangs met in training: {met:.0%}; equal answers across train, valid, test: {equal}")
 
 

@@ -10,7 +10,10 @@ OUTPUT
 """
 
 import argparse
+import codecs
+import errno
 import re
+import stat
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -18,10 +21,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 SEPARATOR = "::"
 SENSE = "# sentido:"
 # What a chat tokenizer may read as a special token: <end_of_turn>, <start_of_image>, <|im_end|>, <unused7>, </s>, [INST].
+LONGEST_LINE = 10_000  # bytes; a wording has about a hundred
 SPECIAL_TOKEN = re.compile(
     r"<\s*/?\s*\|?\s*(?:(?:start|end)_of_(?:turn|image)|(?:image|audio)_soft_token|im_(?:start|end)|endoftext|eot_id|"
     r"(?:begin|end)_of_text|bos|eos|pad|unk|mask|unused\d+|s|0x[0-9a-f]{2})\s*\|?\s*>|\[/?(?:INST|multimodal)\]",
@@ -58,20 +63,30 @@ class Problem:
         return f"{self.path}:{self.line}: {self.text}"
 
 
+class _Fold(dict):
+    """Code point -> the letter without its accent, worked out once for each; for str.translate."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        if letter != "ñ":
+            letter = "".join(c for c in unicodedata.normalize("NFD", letter) if not unicodedata.combining(c))
+        self[code] = letter
+        return letter
+
+
+_FOLD = _Fold()
+
+
 def fold(text: str) -> str:
     """Lower case without accents, as people type in a hurry; ñ stays, it is a letter of its own (caña a coin, cana jail).
 
     >>> fold("¿Qué es GÜILA?"), fold("Caña")
     ('¿que es guila?', 'caña')
     """
-    text = unicodedata.normalize("NFC", text).casefold()
-    if text.isascii():
-        return text
-    decomposed = unicodedata.normalize("NFD", text.replace("ñ", "\0"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\0", "ñ")
+    return unicodedata.normalize("NFC", text).casefold().translate(_FOLD)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def key(text: str) -> str:
     """Normalised form by which two texts count as equal: folded, punctuation and spacing ignored.
 
@@ -80,7 +95,7 @@ def key(text: str) -> str:
     >>> key("  ¡Qué  CHIVA! "), key("¿?")
     ('que chiva', '¿?')
     """
-    return " ".join(re.findall(r"\w+", fold(text))) or " ".join(text.split())
+    return re.sub(r"\W+", " ", fold(text)).strip() or " ".join(text.split())
 
 
 def close(meaning: str) -> str:
@@ -93,14 +108,22 @@ def close(meaning: str) -> str:
 
 def unusable(text: str) -> str | None:
     """Why a text must not reach the training data, with the remedy, or None."""
-    if found := SPECIAL_TOKEN.search(text):
-        return f"special token {found[0]!r} in the text; take it out"
+    if token := special_token(text):
+        return f"special token {token!r} in the text; take it out"
+    if text.isprintable():
+        return None
     for character in text:
         if unicodedata.category(character) == "Cc":
             return f"control character U+{ord(character):04X}; take it out"
     if found := INVISIBLE.search(text):
         return f"invisible character U+{ord(found[0]):04X}; take it out"
     return None
+
+
+def special_token(text: str) -> str | None:
+    """The first thing in a text that a chat tokenizer may read as a special token, or None."""
+    found = ("<" in text or "[" in text) and SPECIAL_TOKEN.search(text)
+    return found[0] if found else None
 
 
 def parse_line(line: str) -> tuple[str, str] | str | None:
@@ -121,14 +144,41 @@ def parse_line(line: str) -> tuple[str, str] | str | None:
     return slang, close(meaning)
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """A file opened for reading bytes. Raises OSError for anything else too: a pipe would have to be read twice."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EISDIR, "Not a regular file", str(path))
+    return open(path, "rb")
+
+
+def told(error: OSError, path: str | Path = "") -> str:
+    """What went wrong with a file, in one line with its name and, where there is one, the remedy."""
+    remedy = {
+        errno.ENOENT: "; check the name",
+        errno.EACCES: "; change its permissions or name another",
+        errno.EROFS: "; name a folder that can be written",
+        errno.ENOSPC: "; make room and run this again",
+        errno.EISDIR: "; name a file of lines",
+    }.get(error.errno, "")
+    return f"{error.filename or path}: {error.strerror}{remedy}"
+
+
 def entries(path: str | Path) -> Iterator[Entry | Problem]:
     """Every usable line as an Entry and every other as a Problem, in the file's order, one at a time.
 
-    Raises OSError when the file can't be opened. A blank or comment line yields nothing.
+    Raises OSError when the file can't be read. A blank or comment line yields nothing.
     """
     sense = 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
+    with open_file(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+            if len(raw) > LONGEST_LINE:
+                yield Problem(str(path), number, f"over {LONGEST_LINE} bytes; write one wording a line")
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(LONGEST_LINE)
+                continue
+            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield Problem(str(path), 1, "UTF-16, not UTF-8; save the file as UTF-8")
+                return
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -153,7 +203,7 @@ NEAR = 0.7  # share of words in common above which two wordings teach the same t
 # Pairs that differ by an accent and are both Spanish; any other rare unaccented form of a word in the file is suspicious.
 HOMOGRAPHS = set(
     """
-aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa porque que quien se si solo te tu
+aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa papas porque que quien se si solo te tu
 """.split()
 )
 
@@ -272,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         good, found = problems(args.dictionary, args.least)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     for problem in found:
         print(problem, file=sys.stderr)

@@ -286,7 +286,7 @@ def read(path: Path) -> list[dict]:
     for item in jsonl.records(path):
         if isinstance(item, Problem):
             raise UsageError(str(item))
-        rows.append(item[2])
+        rows.append(item[3])
     if not rows:
         raise UsageError(f"{path}: no record; run make_jsonl.py and split_jsonl.py first")
     return rows

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slang import jsonl
-from slang.dictionary import Problem, key
+from slang.dictionary import Problem, key, told
 
 Messages = list[dict[str, str]]
 
@@ -125,7 +125,7 @@ def check(path: str, data: list[str]) -> int:
         for item in jsonl.records(file):
             if isinstance(item, Problem):
                 problem = item
-            elif what := differs(asked, item[2]):
+            elif what := differs(asked, item[3]):
                 remedy = "run make_jsonl.py and split_jsonl.py again"
                 problem = Problem(file, item[0], f"made with {what} than {path} has; {remedy}")
             else:
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     except PromptError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error), file=sys.stderr)
     return 1
 
 

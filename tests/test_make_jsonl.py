@@ -81,5 +81,5 @@ def test_input_is_not_overwritten(dictionary):
 
 def test_missing_input_and_bad_flag(tmp_path):
     done = script("make_jsonl.py", "--input", tmp_path / "none.txt", "--output", tmp_path / "o.jsonl")
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'none.txt'}: No such file or directory\n")
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'none.txt'}: No such file or directory; check the name\n")
     assert script("make_jsonl.py", "--forms", "0").returncode == 2
