@@ -3,8 +3,15 @@
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
 model over prompt and choice. The two must agree to 1e-3 nats before their times count.
 
-Run as: LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/evaluate.py --slangs 200
-OUTPUT
+Run as: LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/evaluate.py --slangs 100
+
+    100 slangs, 400 choices, largest difference 1.9e-06 nats
+                                                  wall s   cpu s   ratio
+    mlx_lm, one choice at a time                    34.8    12.1    1.00
+    slang.knowledge, choices                         9.6     3.1    0.26
+    slang.knowledge, choices and greedy answers     15.1     5.2    0.43
+
+(two cores of an EPYC shared with other work, hence cpu s; the ratio is of these)
 """
 
 import argparse

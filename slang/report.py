@@ -29,7 +29,7 @@ SCORES = {
 
 def ppl(loss: float) -> float:
     """exp(loss), infinite where a float can't hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def finite(value: object) -> object:
