@@ -3,9 +3,13 @@
 #
 #   ./evaluate.sh
 #   ./evaluate.sh --note "prompt changed"    a remark for the log; other flags go to python -m slang.knowledge
+#   ./evaluate.sh --fail-if-worse            exit with 3 when the adapter does harm
+#   ./evaluate.sh --compare 20251004A 20251004C   two runs side by side, nothing is run
+#   ./evaluate.sh --official                 run mlx_lm.lora --test too: the figure that is otherwise recomputed, at its price
 #   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./evaluate.sh
 #
-# Writes $RESULTS/<label>.json with every figure and answer, and a line under each heading of $RESULTS/LOG.md.
+# Writes $RESULTS/<label>.json with every figure and answer, <label>.html to look at, and in $RESULTS/LOG.md a row of the
+# table and a line under each heading.
 
 # shellcheck source=config.sh
 . "$(dirname "$0")/config.sh"
@@ -15,7 +19,7 @@ ask=( # asked of both models, for you to read
   "devolverse los peluches"
   "pura vida"
 )
-flags=(
+flags=( # of mlx_lm.lora --test
   --model "$MODEL"
   --data "$DATA"
   --batch-size 1    # every row counts: mlx_lm drops the last batch when it is not full
@@ -24,6 +28,16 @@ flags=(
 )
 
 need_venv
+official=
+rest=()
+for argument in "$@"; do
+  case "$argument" in
+    --compare) exec python -m slang.report --results "$RESULTS" "$@" ;;
+    --official) official=yes ;;
+    *) rest+=("$argument") ;;
+  esac
+done
+
 for split in train valid test eval; do
   need_file "$DATA/$split.jsonl" "run python make_jsonl.py and python split_jsonl.py first"
 done
@@ -38,7 +52,10 @@ test_loss() {
   printf '%s\n' "$output" | grep -o 'Test loss [^ ]*, Test ppl [^ ]*' || die "mlx_lm.lora --test printed no loss: $output"
 }
 
-baseline="$(test_loss "")"
-adapted="$(test_loss "$ADAPTER_PATH")"
+if [ -n "$official" ]; then
+  baseline="$(test_loss "")"
+  adapted="$(test_loss "$ADAPTER_PATH")"
+  rest+=(--test-lines "$baseline" "$adapted")
+fi
 run python -m slang.knowledge --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" \
-  --ask "${ask[@]}" --test-lines "$baseline" "$adapted" "$@"
+  --ask "${ask[@]}" ${rest[@]+"${rest[@]}"}

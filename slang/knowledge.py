@@ -1,7 +1,8 @@
 """Does the model know the slang? Baseline against adapted, over the same questions, with one model load.
 
 Reads   a base model, an adapter's folder (with its prompt.toml), data/{train,valid,test,eval}.jsonl, data/control.jsonl
-Writes  results/<label>.json with every figure and every answer, and a line under each heading of results/LOG.md
+Writes  results/<label>.json with every figure and every answer, results/<label>.html to look at (slang/report.py), and in
+        results/LOG.md a row of its table and a line under each of its headings
 
 What is measured, and on what (n is the number of slangs; every interval is a paired bootstrap over slangs):
 
@@ -24,8 +25,10 @@ import platform
 import re
 import string
 import sys
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -33,20 +36,20 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.base import create_causal_mask
+from huggingface_hub import snapshot_download
+from mlx.utils import tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load
+from mlx_lm.utils import load, load_model
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
-from slang import jsonl, prompt
+from slang import jsonl, prompt, report
 from slang.dictionary import Problem, key
+from slang.report import WHO
 
 N_CHOICES = 4
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
-BATCH = 32  # questions scored at a time
-DRAWS = 10_000
+BATCH = 128  # questions whose prompts are held at a time
 END_OF_TURN = "<end_of_turn>"
 
 
@@ -58,76 +61,120 @@ class UsageError(Exception):
 
 
 class Model:
-    """A base model with an adapter that can be switched off and on without loading anything again."""
+    """A base model and the same with an adapter, which share the weights of the base."""
 
     def __init__(self, path: str, adapter_path: str):
-        self.net, self.tokenizer = load(path)
-        if mx.default_device() == mx.cpu:
+        base, self.tokenizer = load(path)
+        on_cpu = mx.default_device() == mx.cpu
+        if on_cpu:
             # MLX multiplies bf16 matrices about 18 times slower than float32 on a CPU.
-            self.net.set_dtype(mx.float32)
+            base.set_dtype(mx.float32)
+        folder = Path(path) if Path(path).exists() else Path(snapshot_download(path, local_files_only=True))
+        adapted, _ = load_model(folder, lazy=True)  # its weights are never read: they are those of the base
+        adapted.update(base.parameters())
+        load_adapters(adapted, adapter_path)
+        if on_cpu:
+            adapted.set_dtype(mx.float32)
+            # One product in place of three; in float32 the sum of base and adapter is as good as the two apart.
+            fused = [(name, module.fuse()) for name, module in adapted.named_modules() if hasattr(module, "fuse")]
+            adapted.update_modules(tree_unflatten(fused))
+        self.nets = {"baseline": base.eval(), "adapted": adapted.eval()}
+        mx.eval(adapted.parameters())
         self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self.stops = {self.end, *self.tokenizer.eos_token_ids}
-        modules, weights = dict(self.net.named_modules()), tree_flatten(self.net.parameters())
-        load_adapters(self.net, adapter_path)
-        if mx.default_device() == mx.cpu:
-            self.net.set_dtype(mx.float32)
-        self.net.eval()
-        adapted = [(n, m) for n, m in self.net.named_modules() if modules.get(n, m) is not m]
-        self._modules = {False: [(n, modules[n]) for n, _ in adapted], True: adapted}
-        self._weights = {False: weights, True: tree_flatten(self.net.parameters())}
+        self.vocabulary = getattr(base.args, "vocab_size", 262144)
 
-    def use_adapter(self, on: bool) -> None:
-        """Answer as the adapted model from now on, or as the base model."""
-        self.net.update_modules(tree_unflatten(self._modules[on]))
-        self.net.update(tree_unflatten(self._weights[on]))
+    def prompts(self, chats: list[prompt.Messages]) -> list[list[int]]:
+        """Token ids of each chat up to where the model's turn begins."""
+        return self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False) if chats else []
 
-    def prompt_tokens(self, messages: prompt.Messages) -> list[int]:
-        """Token ids up to where the model's turn begins."""
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-
-    def answer_tokens(self, messages: prompt.Messages) -> tuple[list[int], list[int]]:
-        """(prompt, rest) of a whole chat: the rest is the answer, <end_of_turn> and what the template puts after it."""
-        asked = self.prompt_tokens(messages[:-1])
-        whole = self.tokenizer.apply_chat_template(messages, return_dict=False)
-        return asked, whole[len(asked) :]
+    def rests(self, chats: list[prompt.Messages]) -> list[list[int]]:
+        """What follows the prompt in each whole chat: the answer, <end_of_turn> and what the template puts after it."""
+        if not chats:
+            return []
+        whole = self.tokenizer.apply_chat_template(chats, return_dict=False)
+        asked = self.prompts([chat[:-1] for chat in chats])
+        return [tokens[len(start) :] for tokens, start in zip(whole, asked, strict=True)]
 
 
-class PromptCache:
-    """Keys and values of prompts, one layer: filled once, then read by any number of continuations.
+class LayerCache:
+    """One layer's part of a Batch, in the place where mlx_lm passes a layer's cache."""
 
-    It stands where mlx_lm passes a layer's cache. Unlike mlx_lm's own it is not changed by a continuation, so that four
-    choices, and then the greedy answer, start from the same prompt without running it again.
-    """
-
-    def __init__(self, keys: mx.array | None = None, values: mx.array | None = None):
-        self.keys, self.values = keys, values  # (batch, kv heads, tokens, head dim)
+    def __init__(self, batch: "Batch", keys: mx.array | None = None, values: mx.array | None = None):
+        self.batch, self.keys, self.values = batch, keys, values  # (rows, kv heads, room for tokens, head dim)
 
     @property
-    def offset(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+    def offset(self) -> mx.array:
+        return self.batch.offset
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        """(rows, 1, n, tokens): which keys each query sees (mlx_lm.models.base.create_attention_mask asks)."""
+        keys, queries = self.batch.positions[:, None, None, :], self.batch.queries[:, None, :, None]
+        mask = keys <= queries
+        return mask & (keys > queries - window_size) if window_size else mask
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append the new keys and values, and return all."""
-        if self.keys is not None:
-            keys = mx.concatenate([self.keys, keys], axis=2)
-            values = mx.concatenate([self.values, values], axis=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
-        """The causal mask of n new tokens behind those in the cache (mlx_lm.models.base.create_attention_mask asks)."""
-        window_size = window_size if window_size and self.offset + n > window_size else None
-        if n == 1 and not window_size:
-            return None
-        if return_array or window_size or self.offset:
-            return create_causal_mask(n, self.offset, window_size=window_size)
-        return "causal"
-
-    def repeated(self, n: int) -> "PromptCache":
-        """A copy with each row n times, to be continued in n ways."""
+        used = self.batch.used
+        end = used + keys.shape[2]
         if self.keys is None:
-            return PromptCache()
-        return PromptCache(mx.repeat(self.keys, n, axis=0), mx.repeat(self.values, n, axis=0))
+            self.keys, self.values = keys, values
+        elif keys.shape[2] > 1:
+            self.keys = mx.concatenate([self.keys[:, :, :used], keys], axis=2)
+            self.values = mx.concatenate([self.values[:, :, :used], values], axis=2)
+        else:  # a step of the greedy answer: written in place, room made for 16 at a time
+            if end > self.keys.shape[2]:
+                room = mx.zeros((*keys.shape[:2], 16, keys.shape[3]), keys.dtype)
+                self.keys = mx.concatenate([self.keys, room], axis=2)
+                self.values = mx.concatenate([self.values, room], axis=2)
+            self.keys[:, :, used:end], self.values[:, :, used:end] = keys, values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Batch:
+    """Rows of tokens that a net has read, which can be continued in any number of ways without reading them again.
+
+    Rows of different length are padded on the right. A token has the position that it would have alone, a pad one that no
+    query looks back to, so that each row gets what it would get by itself (a test holds them to 1e-4).
+    """
+
+    PAD = 1 << 30
+
+    def __init__(self, n_layers: int, n_rows: int = 1):
+        self.layers = [LayerCache(self) for _ in range(n_layers)]
+        self.positions = mx.zeros((n_rows, 0), mx.int32)  # (rows, tokens)
+        self.offset = mx.zeros((n_rows,), mx.int32)  # of each row's next token
+        self.used = 0  # columns
+
+    def take(self, rows: list[int]) -> "Batch":
+        """A copy with these rows, in this order, any of them more than once."""
+        batch, index = Batch(0), mx.array(rows)
+        batch.positions, batch.offset, batch.used = self.positions[index], self.offset[index], self.used
+        for layer in self.layers:
+            kept = (
+                (None, None) if layer.keys is None else (layer.keys[index, :, : self.used], layer.values[index, :, : self.used])
+            )
+            batch.layers.append(LayerCache(batch, *kept))
+        return batch
+
+    def read(self, net: nn.Module, rows: Sequence[Sequence[int]]) -> mx.array:
+        """Append tokens to every row; logits (rows, longest row, vocabulary), of no meaning beyond a row's end."""
+        lengths, steps = mx.array([len(row) for row in rows])[:, None], mx.arange(max(map(len, rows)))
+        self.queries = self.offset[:, None] + mx.minimum(steps, lengths - 1)  # a pad looks at what the last token sees
+        new = mx.where(steps < lengths, self.queries, self.PAD)
+        self.positions = mx.concatenate([self.positions, new], axis=1)
+        logits = net(mx.array(padded(rows)), cache=self.layers)
+        self.used += len(steps)
+        self.offset = self.offset + lengths[:, 0]
+        return logits
+
+
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """(rows, longest row), 0 beyond a row's end."""
+    out = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return out
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -136,60 +183,85 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
-def prefilled(net: nn.Module, prompts: list[list[int]], bar: tqdm) -> Iterator[tuple[list[int], list[PromptCache]]]:
-    """(indices, caches) of batches of prompts of equal length, each without its last token; the common prefix runs once."""
-    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-    prefix = [PromptCache() for _ in net.layers]
-    if shared:
-        net(mx.array([prompts[0][:shared]]), cache=prefix)
-    by_length = defaultdict(list)
-    for i, tokens in enumerate(prompts):
-        by_length[len(tokens)].append(i)
-    for length in sorted(by_length):
-        for start in range(0, len(by_length[length]), BATCH):
-            batch = by_length[length][start : start + BATCH]
-            caches = [cache.repeated(len(batch)) for cache in prefix]
-            if length - 1 > shared:
-                net(mx.array([prompts[i][shared:-1] for i in batch]), cache=caches)
-            mx.eval([(cache.keys, cache.values) for cache in caches if cache.offset])
-            yield batch, caches
-            bar.update(len(batch))
+def nll(logits: mx.array, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each target in nats, (rows, tokens), from logits (rows, tokens, vocabulary)."""
+    if mx.default_device() != mx.cpu:
+        return np.array(nn.losses.cross_entropy(logits.astype(mx.float32), mx.array(targets)))
+    # On a Linux CPU MLX takes 17 ns for an exponential, numpy 1.
+    x = np.array(logits.astype(mx.float32), copy=False)
+    top = x.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(x, targets[..., None], axis=-1)
+    return (np.log(np.exp(x - top).sum(axis=-1, keepdims=True)) + top - chosen)[..., 0]
 
 
-def logits_of(net: nn.Module, tokens: mx.array, caches: list[PromptCache]) -> mx.array:
-    """Logits in float32, (rows, tokens, vocabulary)."""
-    return net(tokens, cache=caches).astype(mx.float32)
-
-
-def nll(net: nn.Module, asked: list[int], rests: list[list[int]], caches: list[PromptCache]) -> np.ndarray:
-    """Negative log-likelihood in nats of every token of the rests, (rows, longest rest); row i continues cache row i.
-
-    `asked` holds the last token of each row's prompt. What is beyond a row's end means nothing.
-    """
-    longest = max(map(len, rests))
-    padded = np.zeros((len(rests), longest), np.int32)
-    for row, rest in zip(padded, rests, strict=True):
-        row[: len(rest)] = rest
-    inputs = np.concatenate([np.array(asked, np.int32)[:, None], padded[:, :-1]], axis=1)
-    logits = logits_of(net, mx.array(inputs), caches)
-    return np.array(nn.losses.cross_entropy(logits, mx.array(padded)))
-
-
-def greedy(net: nn.Module, asked: list[int], caches: list[PromptCache], stops: set[int]) -> list[list[int]]:
+def greedy(net: nn.Module, batch: Batch, last: list[int], stops: set[int]) -> list[list[int]]:
     """The likeliest continuation of each row, token by token, without its stop token; at most MAX_ANSWER_TOKENS."""
-    rows: list[list[int]] = [[] for _ in asked]
-    open_rows = set(range(len(rows)))
-    token = mx.array(asked)[:, None]
+    answers: list[list[int]] = [[] for _ in last]
+    rows, tokens, done = list(range(len(last))), last, set()
     for _ in range(MAX_ANSWER_TOKENS):
-        token = mx.argmax(net(token, cache=caches)[:, -1:], axis=-1)
-        for i, t in enumerate(token[:, 0].tolist()):
-            if i in open_rows and t in stops:
-                open_rows.discard(i)
-            elif i in open_rows:
-                rows[i].append(t)
-        if not open_rows:
+        tokens = mx.argmax(batch.read(net, [[t] for t in tokens])[:, -1], axis=-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if token in stops:
+                done.add(row)
+            elif row not in done:
+                answers[row].append(token)
+        still = [i for i, row in enumerate(rows) if row not in done]
+        if not still:
             break
-    return rows
+        if len(still) <= 0.8 * len(rows):
+            batch, rows, tokens = batch.take(still), [rows[i] for i in still], [tokens[i] for i in still]
+    return answers
+
+
+@dataclass
+class Question:
+    """What a net is to do: score each rest as the continuation of the prompt, and answer it greedily if asked."""
+
+    prompt: list[int]
+    rests: list[list[int]]
+    generate: bool = False
+
+
+def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Iterator[tuple[int, list[np.ndarray], list[int]]]:
+    """(index, NLL in nats of every token of each rest, the greedy answer) of each question, in any order.
+
+    A prompt runs once whatever is asked of it, and the system prompt that a batch begins with runs once for all of it.
+    """
+    net = model.nets[who]
+    budget = min(4096, max(256, (1 << 27) // model.vocabulary))  # tokens whose logits are held at a time
+    order = sorted(range(len(questions)), key=lambda i: (questions[i].prompt[:8], len(questions[i].prompt)))
+    for start in range(0, len(order), BATCH):
+        asked = order[start : start + BATCH]
+        prompts = [questions[i].prompt[:-1] for i in asked]  # the last token is read with what follows it
+        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        batch = Batch(len(net.layers))
+        if shared > 0:
+            batch.read(net, [prompts[0][:shared]])
+        batch = batch.take([0] * len(asked))
+        batch.read(net, [tokens[max(0, shared) :] for tokens in prompts])
+        mx.eval([(layer.keys, layer.values) for layer in batch.layers])
+
+        losses: dict[tuple[int, int], np.ndarray] = {}
+        todo = [(row, n) for row, i in enumerate(asked) for n in range(len(questions[i].rests))]
+        todo.sort(key=lambda pair: len(questions[asked[pair[0]]].rests[pair[1]]))
+        while todo:
+            longest = len(questions[asked[todo[-1][0]]].rests[todo[-1][1]])
+            part = todo[-max(1, budget // longest) :]
+            del todo[-len(part) :]
+            rests = [questions[asked[row]].rests[n] for row, n in part]
+            inputs = [[questions[asked[row]].prompt[-1], *rest[:-1]] for (row, _), rest in zip(part, rests, strict=True)]
+            scores = nll(batch.take([row for row, _ in part]).read(net, inputs), padded(rests))
+            losses.update({pair: score[: len(rest)] for pair, score, rest in zip(part, scores, rests, strict=True)})
+
+        talking = [row for row, i in enumerate(asked) if questions[i].generate]
+        answers: dict[int, list[int]] = {}
+        if talking:
+            last = [questions[asked[row]].prompt[-1] for row in talking]
+            rows = batch if len(talking) == len(asked) else batch.take(talking)
+            answers = dict(zip(talking, greedy(net, rows, last, model.stops), strict=True))
+        for row, i in enumerate(asked):
+            yield i, [losses[row, n] for n in range(len(questions[i].rests))], answers.get(row, [])
+        bar.update(len(asked))
 
 
 # ---------------------------------------------------------------------------------------------------------------- items
@@ -244,8 +316,7 @@ SYNONYM = 0.2  # likeness above which a slang's meaning is no fair distractor
 def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
     """One item a slang, trained ones and others, in alphabetical order; the same for the same seed and data.
 
-    Each slang is asked in one held-out question form. The right choice is a trained meaning where the slang was trained, and
-    the distractors are trained meanings of other slangs, so that being familiar does not give the right one away.
+    Each slang is asked in one held-out question form; the right choice is a trained meaning where the slang was trained.
     """
     names: dict[str, str] = {}
     meanings: dict[str, dict[str, None]] = defaultdict(dict)
@@ -259,22 +330,24 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
 
     slangs = sorted(names)
     like = likeness([list(meanings[slang]) for slang in slangs])
-    pool = [i for i, slang in enumerate(slangs) if slang in trained]
+    seen = np.array([slang in trained for slang in slangs])
+    # A number of its own for each slang: one added to the dictionary leaves the others' questions as they were.
+    digests = [hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest() for slang in slangs]
+    codes = np.frombuffer(b"".join(digests), np.uint64)
     items = []
     for i, slang in enumerate(slangs):
-        # A generator of its own for each slang: a slang added to the dictionary leaves the others' questions as they were.
-        digest = hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest()
-        random = np.random.default_rng(int.from_bytes(digest, "big"))
-        own = sorted(trained.get(slang, meanings[slang]))
-        fair = [j for j in pool if j != i and like[i, j] < SYNONYM]
-        if len(fair) < N_CHOICES - 1:
-            fair = [j for j in pool if j != i]
-        if len(fair) < N_CHOICES - 1:
-            raise UsageError(f"{len(pool)} trained slangs are too few for {N_CHOICES} choices; add slangs to the dictionary")
-        distractors = [slangs[j] for j in sorted(fair, key=lambda j: hashlib.blake2b(digest + slangs[j].encode()).digest())]
-        choices = [own[random.integers(len(own))]]
-        for other in distractors[: N_CHOICES - 1]:
-            texts = sorted(trained[other])
+        random = np.random.default_rng(int(codes[i]))
+        # Distractors are trained as the slang is, so that being familiar does not give the right one away, nor hide it.
+        others = seen if seen[i] or (~seen).sum() < N_CHOICES else ~seen
+        others = others & (np.arange(len(slangs)) != i)
+        if others.sum() < N_CHOICES - 1:
+            raise UsageError(f"{seen.sum()} trained slangs are too few for {N_CHOICES} choices; add slangs to the dictionary")
+        fair = others & (like[i] < SYNONYM)
+        fair = np.flatnonzero(fair if fair.sum() >= N_CHOICES - 1 else others)
+        drawn = fair[np.argsort((codes[fair] ^ codes[i]) * np.uint64(0x9E3779B97F4A7C15))[: N_CHOICES - 1]]
+        choices = []
+        for j in (i, *drawn):
+            texts = sorted(trained.get(slangs[j]) or meanings[slangs[j]])
             choices.append(texts[random.integers(len(texts))])
         messages = asked.ask(names[slang], int(random.integers(len(asked.held_out_questions))), held_out=True)
         references = sorted(meanings[slang])
@@ -285,143 +358,82 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
 # -------------------------------------------------------------------------------------------------------------- measure
 
 
-def loss_rows(model: Model, rows: list[dict], bar: tqdm) -> list[dict]:
-    """For each record the summed NLL and the number of tokens: of the answer, and as `mlx_lm.lora --test` counts them.
+def loss_questions(model: Model, rows: list[dict]) -> list[Question]:
+    """Each record's answer behind its question, with the pad token that `mlx_lm.lora --test` counts as a target too.
 
-    mlx_lm's mask reaches one past the row's last token (mlx_lm.tuner.trainer.default_loss), so a pad token is a target too.
+    mlx_lm's mask reaches one past the row's last token (mlx_lm.tuner.trainer.default_loss).
     """
-    chats = [model.answer_tokens(row["messages"]) for row in rows]
-    prompts = [asked for asked, _ in chats]
-    out: list[dict] = [{} for _ in rows]
-    for batch, caches in prefilled(model.net, prompts, bar):
-        rests = [[*chats[i][1], 0] for i in batch]
-        losses = nll(model.net, [prompts[i][-1] for i in batch], rests, caches)
-        for i, rest, loss in zip(batch, rests, losses, strict=True):
-            n = rest.index(model.end) + 1
-            out[i] = {"slang": key(jsonl.slang(rows[i])), "nll": float(loss[:n].sum()), "tokens": n,
-                      "mlx_nll": float(loss[: len(rest)].sum()), "mlx_tokens": len(rest)}  # fmt: skip
-    return out
+    chats = [row["messages"] for row in rows]
+    prompts = model.prompts([chat[:-1] for chat in chats])
+    return [Question(asked, [[*rest, 0]]) for asked, rest in zip(prompts, model.rests(chats), strict=True)]
 
 
-def answer_items(model: Model, items: list[Item], who: str, bar: tqdm) -> None:
-    """Score the four choices of each item and let the model answer: fills `item.answers[who]`."""
-    prompts = [model.prompt_tokens(item.messages) for item in items]
-    chrf = CHRF()
-    for batch, caches in prefilled(model.net, prompts, bar):
-        last = [prompts[i][-1] for i in batch]
-        rests = []
-        for i in batch:
-            for choice in items[i].choices:
-                rests.append(model.answer_tokens([*items[i].messages, {"role": "assistant", "content": choice}])[1])
-                del rests[-1][rests[-1].index(model.end) + 1 :]
-        repeated = [t for t in last for _ in range(N_CHOICES)]
-        losses = nll(model.net, repeated, rests, [cache.repeated(N_CHOICES) for cache in caches])
-        means = [loss[: len(rest)].mean() for rest, loss in zip(rests, losses, strict=True)]
-        answers = greedy(model.net, last, caches, model.stops)
-        for n, i in enumerate(batch):
-            scores = [float(m) for m in means[n * N_CHOICES : (n + 1) * N_CHOICES]]
-            text = model.tokenizer.decode(answers[n], skip_special_tokens=True).strip()
-            items[i].answers[who] = {
-                "answer": text,
-                "choice": int(np.argmin(scores)),
-                "choice_nll": scores,
-                "chrf": chrf.sentence_score(text, items[i].references).score,
-                "exact": key(text) in {key(reference) for reference in items[i].references},
-                "capped": len(answers[n]) >= MAX_ANSWER_TOKENS,
-            }
+def loss_sums(model: Model, rest: list[int], loss: np.ndarray) -> np.ndarray:
+    """(NLL, tokens) of the answer with its <end_of_turn>, (NLL, tokens) as mlx_lm counts them, NLL of the pad target."""
+    n = rest.index(model.end) + 1
+    return np.array([loss[:n].sum(), n, loss.sum(), len(rest), loss[-1]], np.float64)
 
 
-def ask(model: Model, asked: prompt.Prompt, questions: Iterable[str]) -> list[tuple[str, str]]:
-    """(question, greedy answer) for each text, asked as chat.sh asks it."""
-    pairs = []
-    for text in questions:
-        question = prompt.question(asked, text)
-        tokens = model.prompt_tokens(asked.chat(question))
-        rows = greedy_one(model, tokens)
-        pairs.append((question, rows))
-    return pairs
+def item_questions(model: Model, items: list[Item]) -> list[Question]:
+    """Each item with its four choices, up to <end_of_turn>, to be scored, and to be answered."""
+    said = sorted({choice for item in items for choice in item.choices})
+    chats = [[*items[0].messages, {"role": "assistant", "content": choice}] for choice in said]  # a choice is tokenised once
+    rests = {c: rest[: rest.index(model.end) + 1] for c, rest in zip(said, model.rests(chats), strict=True)}
+    prompts = model.prompts([item.messages for item in items])
+    return [Question(asked, [rests[c] for c in i.choices], True) for asked, i in zip(prompts, items, strict=True)]
 
 
-def greedy_one(model: Model, tokens: list[int]) -> str:
-    """The greedy answer to one prompt."""
-    caches = [PromptCache() for _ in model.net.layers]
-    model.net(mx.array([tokens[:-1]]), cache=caches)
-    return model.tokenizer.decode(greedy(model.net, tokens[-1:], caches, model.stops)[0], skip_special_tokens=True).strip()
-
-
-def ratio_of_sums(rows: list[dict], top: str, bottom: str) -> tuple[np.ndarray, np.ndarray]:
-    """(sums of `top`, sums of `bottom`) per slang, in the order of the slangs' first rows."""
-    sums: dict[str, list[float]] = {}
-    for row in rows:
-        pair = sums.setdefault(row["slang"], [0.0, 0.0])
-        pair[0] += row[top]
-        pair[1] += row[bottom]
-    both = np.array(list(sums.values()))
-    return both[:, 0], both[:, 1]
-
-
-def figure(name: str, base: tuple, adapted: tuple, seed: int) -> dict:
-    """One row of the table: a ratio of sums over slangs for both models, and a 95 % interval of the difference.
-
-    `base` and `adapted` are (numerators, denominators), (slangs,) each. The bootstrap draws slangs, the same for both models.
-    """
-    n = len(base[0])
-    random = np.random.default_rng(seed)
-    differences = np.empty(DRAWS)
-    for start in range(0, DRAWS, 500):
-        draw = random.integers(n, size=(500, n))
-        b = base[0][draw].sum(axis=1) / base[1][draw].sum(axis=1)
-        a = adapted[0][draw].sum(axis=1) / adapted[1][draw].sum(axis=1)
-        differences[start : start + 500] = a - b
-    low, high = np.percentile(differences, [2.5, 97.5])
-    b, a = float(base[0].sum() / base[1].sum()), float(adapted[0].sum() / adapted[1].sum())
-    return {"figure": name, "baseline": b, "adapted": a, "difference": a - b, "low": float(low), "high": float(high), "n": n}
-
-
-def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], seed: int) -> tuple[list[dict], dict]:
-    """(the table's rows, mlx_lm's test loss for both models as recomputed here)."""
-    losses: dict[str, dict[str, list[dict]]] = {name: {} for name in sets}
-    total = 2 * (len(items) + sum(map(len, sets.values())))
-    with tqdm(total=total, unit="question", disable=None, leave=False) as bar:
-        for who in ("baseline", "adapted"):
-            model.use_adapter(who == "adapted")
-            for name, rows in sets.items():
-                losses[name][who] = loss_rows(model, rows, bar)
-            answer_items(model, items, who, bar)
-
-    table = []
-    for name in sets:
-        sums = [ratio_of_sums(losses[name][who], "nll", "tokens") for who in ("baseline", "adapted")]
-        table.append(figure(f"{'control' if name == 'control' else 'answer'} loss, {name}.jsonl", *sums, seed))
-    for seen, suffix in ((True, ""), (False, ", unseen slangs")):
-        group = [item for item in items if item.seen == seen]
-        if not group:
-            continue
-        ones = np.ones(len(group))
-        for name, score in (("choice accuracy", lambda a: a["choice"] == 0),
-                            ("answer chrF", lambda a: a["chrf"]), ("exact answers", lambda a: a["exact"])):  # fmt: skip
-            values = [np.array([float(score(i.answers[who])) for i in group]) for who in ("baseline", "adapted")]
-            table.append(figure(name + suffix, (values[0], ones), (values[1], ones), seed))
-    recomputed = {
-        who: sum(r["mlx_nll"] for r in losses["test"][who]) / sum(r["mlx_tokens"] for r in losses["test"][who])
-        for who in ("baseline", "adapted")
+def judged(model: Model, item: Item, losses: list[np.ndarray], answer: list[int], chrf: CHRF) -> dict:
+    """What an item's scores and answer are worth. NaN scores, and a tie, are not right."""
+    scores = [float(loss.mean()) for loss in losses]
+    text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
+    return {
+        "answer": text,
+        "choice": 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:])),
+        "choice_nll": scores,
+        "chrf": chrf.sentence_score(text, item.references).score if text else 0.0,
+        "exact": key(text) in {key(reference) for reference in item.references},
+        "capped": len(answer) >= MAX_ANSWER_TOKENS,
     }
-    return table, recomputed
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: list[prompt.Messages]) -> tuple[dict, list]:
+    """Fill `item.answers`; return the losses {set: {who: {slang: sums}}} and the answers to `asks`, a dict by who each."""
+    parts = {name: loss_questions(model, rows) for name, rows in sets.items()}
+    parts["items"] = item_questions(model, items)
+    parts["asks"] = [Question(tokens, [], True) for tokens in model.prompts(asks)]
+    where = [(name, i) for name, questions in parts.items() for i in range(len(questions))]
+    questions = [parts[name][i] for name, i in where]
+    losses: dict = {name: {who: {} for who in WHO} for name in sets}
+    answers: list[dict[str, str]] = [{} for _ in asks]
+    chrf = CHRF()
+
+    def run(who: str) -> None:
+        for n, scores, answer in study(model, who, questions, bar):
+            name, i = where[n]
+            if name == "items":
+                items[i].answers[who] = judged(model, items[i], scores, answer, chrf)
+            elif name == "asks":
+                answers[i][who] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
+            else:
+                slang, sums = key(jsonl.slang(sets[name][i])), loss_sums(model, questions[n].rests[0], scores[0])
+                losses[name][who][slang] = (losses[name][who].get(slang, 0) + sums).tolist()
+
+    def run_beside(who: str) -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            run(who)
+
+    with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
+        if mx.default_device() == mx.cpu:  # MLX computes on one core; two models on two
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(run_beside, WHO))
+        else:
+            for who in WHO:
+                run(who)
+    return {name: {w: {k: by[w][k] for k in sorted(by[w])} for w in WHO} for name, by in losses.items()}, answers
 
 
-def show(table: list[dict]) -> str:
-    """The table as text: losses with their perplexity."""
-    lines = [f"{'':32}{'baseline':>10}{'adapted':>10}  difference, 95 % interval{'n':>8}"]
-    for row in table:
-        interval = f"{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-        lines.append(f"{row['figure']:32}{row['baseline']:10.3f}{row['adapted']:10.3f}  {interval:26}{row['n']:7}")
-        if "loss" in row["figure"]:
-            name = row["figure"].replace("loss", "ppl")
-            lines.append(f"{name:32}{math.exp(row['baseline']):10.1f}{math.exp(row['adapted']):10.1f}")
-    return "\n".join(lines)
+# ------------------------------------------------------------------------------------------------------------------ log
 
 
 def next_label(results: Path, today: date) -> str:
@@ -436,6 +448,7 @@ def next_label(results: Path, today: date) -> str:
 
 
 HEADINGS = {"baseline": "## Baseline", "adapted": "## After fine-tuning"}
+COLUMNS = "| run | note | model | slangs | answer ppl | choice accuracy | chrF | control loss |"
 
 
 def log_entry(text: str, heading: str, line: str) -> str:
@@ -449,6 +462,20 @@ def log_entry(text: str, heading: str, line: str) -> str:
     rest = "\n".join(lines[end:])
     text = "\n".join([*lines[:at], "", *([section] if section else []), line, *(["", rest] if rest else [])])
     return text.rstrip("\n") + "\n"
+
+
+def log_row(text: str, cells: Sequence[str]) -> str:
+    """The log with a row at the end of its table; a new table stands below the title, above what a person wrote."""
+    row = "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    lines = text.rstrip("\n").split("\n") if text.strip() else ["# Results"]
+    if COLUMNS not in lines:
+        at = 1 if lines[0].startswith("# ") else 0
+        rule = "|" + " --- |" * len(cells)
+        lines[at:at] = [*([""] if at else []), COLUMNS, rule, *([""] if lines[at : at + 1] != [""] else [])]
+    at = lines.index(COLUMNS)
+    while at < len(lines) and lines[at].startswith("|"):
+        at += 1
+    return "\n".join([*lines[:at], row, *lines[at:]]) + "\n"
 
 
 def sha256(path: Path) -> str:
@@ -465,9 +492,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter-path", default="adapters", help="folder with adapters.safetensors and prompt.toml")
     p.add_argument("--data", default="data", help="folder with train, valid, test and eval.jsonl")
     p.add_argument("--results", default="results", help="folder of LOG.md and the JSON files")
+    p.add_argument("--output", help="write this JSON file, and the page and LOG.md beside it, in place of a labelled one")
     p.add_argument("--ask", nargs="*", default=[], help="questions or slangs to ask both models")
     p.add_argument("--note", default="", help="what was changed, for the log")
-    p.add_argument("--test-lines", nargs=2, metavar=("BASELINE", "ADAPTED"), help="what mlx_lm.lora --test printed")
+    p.add_argument(
+        "--test-lines", nargs=2, metavar=("BASELINE", "ADAPTED"), help="what mlx_lm.lora --test printed; recomputed without"
+    )
+    p.add_argument("--fail-if-worse", action="store_true", help="exit with 3 when the adapter does harm, to slang or the rest")
     p.add_argument("--seed", type=int, default=42, help="draws distractors, question forms and bootstrap samples")
     return p
 
@@ -485,59 +516,67 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, log."""
-    data, adapter, results = Path(args.data), Path(args.adapter_path), Path(args.results)
+    data, adapter = Path(args.data), Path(args.adapter_path)
+    results = Path(args.output).parent if args.output else Path(args.results)
+    label = Path(args.output).stem if args.output else next_label(results, date.today())
     asked = prompt.load(adapter / "prompt.toml")
     rows = {name: read(data / f"{name}.jsonl") for name in ("train", "valid", "test", "eval")}
     items = make_items(asked, rows["train"], rows["valid"] + rows["test"], args.seed)
     sets = {name: rows[name] for name in ("test", "eval")}
-    if (data / "control.jsonl").exists():
-        sets["control"] = read(data / "control.jsonl")
+    # The data folder's own, else the one that comes with the project.
+    control = next((f for f in (data / "control.jsonl", Path("data/control.jsonl")) if f.exists()), None)
+    if control:
+        sets["control"] = read(control)
+    questions = [prompt.question(asked, text) for text in args.ask]
 
+    started = time.monotonic()
     model = Model(args.model, args.adapter_path)
-    table, recomputed = measure(model, items, sets, args.seed)
-    talks = {}
-    for who in ("baseline", "adapted"):
-        model.use_adapter(who == "adapted")
-        talks[who] = ask(model, asked, args.ask)
-
-    lines = dict(zip(HEADINGS, args.test_lines or [f"Test loss {recomputed[w]:.3f}, Test ppl {math.exp(recomputed[w]):.3f}."
-                                                   for w in HEADINGS], strict=True))  # fmt: skip
-    print("mlx_lm.lora --test, a pad token counted in every row:")
-    for who in HEADINGS:
-        print(f"  {who:9} {lines[who]}")
-    print(f"\n{show(table)}\n")
-    for (question, before), (_, after) in zip(talks["baseline"], talks["adapted"], strict=True):
-        print(f"{question}\n  baseline  {before}\n  adapted   {after}")
-
-    results.mkdir(parents=True, exist_ok=True)
-    label = next_label(results, date.today())
-    report = {
+    losses, answers = measure(model, items, sets, [asked.chat(question) for question in questions])
+    sums = {who: np.sum(list(losses["test"][who].values()), axis=0) for who in WHO}
+    recomputed = {who: float(sums[who][2] / sums[who][3]) for who in WHO}
+    lines = args.test_lines or [f"Test loss {recomputed[who]:.3f}, Test ppl {report.ppl(recomputed[who]):.3f}." for who in WHO]
+    result = {
         "label": label,
         "note": args.note,
+        "date": date.today().isoformat(),
         "model": args.model,
         "adapter": {"path": args.adapter_path, "sha256": sha256(adapter / "adapters.safetensors")},
         "prompt": {"sha256": asked.hash(), "system": asked.system},
-        "data": {name: sha256(data / f"{name}.jsonl") for name in rows},
+        "data": {name: sha256(data / f"{name}.jsonl") for name in rows} | ({"control": sha256(control)} if control else {}),
         "entries": {"slangs": len(items), "records": sum(len(rows[name]) for name in ("train", "valid", "test"))},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm", "transformers", "numpy")}},
         "seed": args.seed,
-        "test": {who: {"printed": lines[who], "recomputed": recomputed[who]} for who in HEADINGS},
-        "figures": table,
-        "asked": [{"question": q, "baseline": b, "adapted": a}
-                  for (q, b), (_, a) in zip(talks["baseline"], talks["adapted"], strict=True)],
+        "seconds": round(time.monotonic() - started, 1),
+        "test": {who: {"printed": line, "recomputed": recomputed[who], "rows": len(rows["test"]),
+                       "pad_share": float(sums[who][4] / sums[who][2]),
+                       "pad_loss": float(sums[who][4] / len(rows["test"])),
+                       "without_pad": float((sums[who][2] - sums[who][4]) / (sums[who][3] - len(rows["test"])))}
+                 for who, line in zip(WHO, lines, strict=True)},
+        "asked": [{"question": q, **a} for q, a in zip(questions, answers, strict=True)],
+        "training": report.training(adapter / "log.jsonl"),
+        "losses": losses,
         "items": [{"slang": i.slang, "question": i.question, "choices": i.choices, "references": i.references,
                    "seen": i.seen, **i.answers} for i in items],
     }  # fmt: skip
+    result["figures"] = report.figures(result)
+    result["verdict"], result["because"] = report.verdict(result)
+    print(report.text(result))
+
+    results.mkdir(parents=True, exist_ok=True)
     log = results / "LOG.md"
     text = log.read_text(encoding="utf-8") if log.exists() else ""
-    for who, heading in HEADINGS.items():
-        text = log_entry(text, heading, f"- {label}: `{lines[who]}`" + (f" ({args.note})" if args.note else ""))
-    with jsonl.replacing(results / f"{label}.json", log) as (json_file, log_file):
-        json_file.write(json.dumps(report, ensure_ascii=False, indent=1).encode() + b"\n")
-        log_file.write(text.encode())
-    print(f"\n{label}: {results / f'{label}.json'}, {log}")
-    return 0
+    text = log_row(text, [label, args.note, args.model, str(len(items)), *report.log_cells(result)])
+    for heading, line in zip(HEADINGS.values(), lines, strict=True):
+        text = log_entry(text, heading, f"- {label}: `{line}`" + (f" ({args.note})" if args.note else ""))
+    paths = [results / f"{label}.json", results / f"{label}.html", log]
+    result = report.finite(result)
+    with jsonl.replacing(*paths) as files:
+        for file, content in zip(files, (json.dumps(result, ensure_ascii=False, indent=1) + "\n", report.page(result), text),
+                                 strict=True):  # fmt: skip
+            file.write(content.encode())
+    print(f"\n{label}: {', '.join(map(str, paths))}")
+    return 3 if args.fail_if_worse and result["verdict"] in ("worse", "mixed") else 0
 
 
 if __name__ == "__main__":

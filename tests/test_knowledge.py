@@ -1,16 +1,21 @@
 """slang/knowledge.py: the numbers against mlx_lm's own, and the rules of drawing questions and intervals."""
 
+import json
 import math
 from datetime import date
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
-from mlx_lm.tuner.trainer import default_loss
+from mlx_lm.tuner.datasets import CacheDataset, load_local_dataset
+from mlx_lm.tuner.trainer import default_loss, evaluate
 from mlx_lm.utils import load
+from sacrebleu.metrics import CHRF
 
 from slang import knowledge, prompt
+from slang.dictionary import Entry, entries, key
 
 
 class NoBar:
@@ -23,9 +28,18 @@ def tiny():
     """The tiny model without an adapter, in the place of knowledge.Model."""
     model = object.__new__(knowledge.Model)
     model.net, model.tokenizer = load(str(ROOT / TINY))
+    model.nets = {"baseline": model.net}
     model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
+    model.vocabulary = model.net.args.vocab_size
     return model
+
+
+def heard(model, questions):
+    """The results of knowledge.study in the order of the questions."""
+    return [
+        result[1:] for result in sorted(knowledge.study(model, "baseline", questions, NoBar()), key=lambda result: result[0])
+    ]
 
 
 def rows(*pairs):
@@ -42,38 +56,70 @@ SENTENCES = [
 
 
 def test_loss_is_mlx_lms_own_with_and_without_the_pad_target(tiny):
-    """One pass over batches with a shared prefix against mlx_lm.tuner.trainer.default_loss, row by row."""
+    """One pass over batches of unequal rows against mlx_lm.tuner.trainer.default_loss, row by row."""
     records = rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES)))
-    ours = knowledge.loss_rows(tiny, records, NoBar())
-    for record, got in zip(records, ours, strict=True):
-        asked, rest = tiny.answer_tokens(record["messages"])
+    records += [{"messages": [{"role": "user", "content": "¿Y?"}, {"role": "assistant", "content": "Nada."}]}]
+    questions = knowledge.loss_questions(tiny, records)
+    for question, (scores, _) in zip(questions, heard(tiny, questions), strict=True):
+        asked, rest = question.prompt, question.rests[0][:-1]
+        nll, n_tokens, mlx_nll, mlx_tokens, _ = knowledge.loss_sums(tiny, question.rests[0], scores[0])
         batch = mx.array([[*asked, *rest, 0, 0]])
         loss, n = default_loss(tiny.net, batch, mx.array([[len(asked), len(asked) + len(rest)]]))
-        assert got["mlx_tokens"] == n.item()
-        assert got["mlx_nll"] / n.item() == pytest.approx(loss.item(), abs=1e-4)
+        assert mlx_tokens == n.item() and mlx_nll / n.item() == pytest.approx(loss.item(), abs=1e-4)
         end = rest.index(tiny.end)
         loss, n = default_loss(tiny.net, batch, mx.array([[len(asked), len(asked) + end]]))
-        assert got["tokens"] == n.item() and got["nll"] / n.item() == pytest.approx(loss.item(), abs=1e-4)
+        assert n_tokens == n.item() and nll / n.item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_the_whole_test_loss_is_that_of_mlx_lm_lora_test(tiny, tmp_path):
+    """To the fourth decimal, against what `mlx_lm.lora --test` calls, on a file that it reads."""
+    records = rows(*((f"slang {i} {'x' * i}", text) for i, text in enumerate(SENTENCES * 3)))
+    for name in ("train", "valid", "test"):
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    *_, test = load_local_dataset(tmp_path, tiny.tokenizer, SimpleNamespace(mask_prompt=True))
+    theirs = evaluate(tiny.net, CacheDataset(test), batch_size=1, num_batches=-1)
+    questions = knowledge.loss_questions(tiny, records)
+    sums = sum(knowledge.loss_sums(tiny, q.rests[0], h[0][0]) for q, h in zip(questions, heard(tiny, questions), strict=True))
+    assert sums[2] / sums[3] == pytest.approx(theirs, abs=5e-5)
 
 
 def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
     asked = prompt.load(ROOT / "prompt.toml")
     items = knowledge.make_items(asked, rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES))), [], seed=1)
-    knowledge.answer_items(tiny, items, "baseline", NoBar())
-    for item in items:
-        question = tiny.prompt_tokens(item.messages)
-        for choice, score in zip(item.choices, item.answers["baseline"]["choice_nll"], strict=True):
-            answer = [*tiny.tokenizer.encode(choice, add_special_tokens=False), tiny.end]
-            logits = tiny.net(mx.array([[*question, *answer]]))[0, len(question) - 1 : -1]
+    questions = knowledge.item_questions(tiny, items)
+    for item, (scores, answer) in zip(items, heard(tiny, questions), strict=True):
+        judged = knowledge.judged(tiny, item, scores, answer, CHRF())
+        (question,) = tiny.prompts([item.messages])
+        for choice, score in zip(item.choices, judged["choice_nll"], strict=True):
+            said = [*tiny.tokenizer.encode(choice, add_special_tokens=False), tiny.end]
+            logits = tiny.net(mx.array([[*question, *said]]))[0, len(question) - 1 : -1]
             logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            expected = -mx.take_along_axis(logprobs, mx.array(answer)[:, None], axis=-1).mean().item()
+            expected = -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).mean().item()
             assert score == pytest.approx(expected, abs=1e-4)
-        tokens = list(question)
-        while (t := mx.argmax(tiny.net(mx.array([tokens]))[0, -1]).item()) not in tiny.stops and len(tokens) < len(
-            question
-        ) + 64:
+        tokens, most = list(question), len(question) + knowledge.MAX_ANSWER_TOKENS
+        while (t := mx.argmax(tiny.net(mx.array([tokens]))[0, -1]).item()) not in tiny.stops and len(tokens) < most:
             tokens.append(t)
-        assert tiny.tokenizer.decode(tokens[len(question) :]).strip() == item.answers["baseline"]["answer"]
+        assert tiny.tokenizer.decode(tokens[len(question) :]).strip() == judged["answer"]
+
+
+def test_nan_scores_ties_and_silence_are_not_right(tiny):
+    item = SimpleNamespace(references=["Uno.", "Dos."])
+    for scores in ([math.nan] * 4, [1.0] * 4, [math.nan, 1.0, 2.0, 3.0]):
+        judged = knowledge.judged(tiny, item, [np.array([score]) for score in scores], [], CHRF())
+        assert judged["choice"] != 0 and judged["answer"] == "" and judged["chrf"] == 0 and not judged["exact"]
+    assert knowledge.judged(tiny, item, [np.array([1.0 + i]) for i in range(4)], [300] * 64, CHRF())["capped"]
+
+
+def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
+    asked = prompt.load(ROOT / "prompt.toml")
+    train = rows(*((f"t{i}", f"Trenado{i} conocido{i}.") for i in range(8)))
+    unseen = rows(*((f"u{i}", f"Nuevo{i} desconocido{i}.") for i in range(6)))
+    items = knowledge.make_items(asked, train, unseen, seed=3)
+    assert [item.seen for item in items] == [True] * 8 + [False] * 6
+    for item in items:
+        assert all(choice.startswith("Trenado" if item.seen else "Nuevo") for choice in item.choices)
+        assert item.references == item.choices[:1]
 
 
 def test_items_ask_held_out_forms_and_draw_no_synonym():
@@ -94,19 +140,6 @@ def test_items_ask_held_out_forms_and_draw_no_synonym():
 def test_too_few_slangs():
     with pytest.raises(knowledge.UsageError, match="3 trained slangs are too few for 4 choices; add slangs"):
         knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
-
-
-def test_bootstrap_is_over_slangs():
-    """Ten slangs, one of them with a thousand rows: the interval is that of ten draws, not of a thousand."""
-    ones = np.ones(10)
-    base, adapted = np.zeros(10), np.array([1.0] * 5 + [0.0] * 5)
-    row = knowledge.figure("x", (base, ones), (adapted, ones), seed=1)
-    assert row["difference"] == 0.5 and row["n"] == 10
-    assert row["low"] == pytest.approx(0.2, abs=0.05) and row["high"] == pytest.approx(0.8, abs=0.05)
-    weighted = knowledge.figure(
-        "x", (np.array([8.0, 1.0]), np.array([4.0, 1.0])), (np.array([4.0, 1.0]), np.array([4.0, 1.0])), 1
-    )
-    assert weighted["baseline"] == pytest.approx(9 / 5) and weighted["adapted"] == 1.0
 
 
 def test_label_is_the_next_free_letter_of_the_day(tmp_path):
@@ -130,29 +163,45 @@ def test_log_keeps_what_a_person_wrote():
     assert knowledge.log_entry("", "## Baseline", "- a") == "# Results\n\n## Baseline\n\n- a\n"
 
 
-def test_prompt_cache_equals_a_whole_pass(tiny):
-    """Beyond the sliding window too: a prompt in the cache and a continuation give the logits of one long row."""
+def test_a_batch_gives_each_row_what_it_gets_alone(tiny):
+    """Rows of unequal length, beyond the sliding window too, continued in several ways and step by step."""
     window = tiny.net.args.sliding_window
-    tokens = [2, *np.random.default_rng(0).integers(300, 1000, 2 * window).tolist()]
-    whole = tiny.net(mx.array([tokens]))
-    for cut in (1, window - 1, window + 5):
-        caches = [knowledge.PromptCache() for _ in tiny.net.layers]
-        tiny.net(mx.array([tokens[:cut]]), cache=caches)
-        rest = tiny.net(mx.array([tokens[cut:]] * 3), cache=[cache.repeated(3) for cache in caches])
-        assert mx.abs(rest - whole[:, cut:]).max().item() < 1e-3
-        one = tiny.net(mx.array([tokens[cut : cut + 1]]), cache=caches)
-        assert mx.abs(one - whole[:, cut : cut + 1]).max().item() < 1e-3
+    random = np.random.default_rng(0)
+    whole = [[2, *random.integers(300, 1000, n).tolist()] for n in (2 * window, window + 7, 9)]
+    alone = [tiny.net(mx.array([tokens]))[0] for tokens in whole]
+    cuts = (window + 5, 1, 8)
+    batch = knowledge.Batch(len(tiny.net.layers), len(whole))
+    batch.read(tiny.net, [tokens[:cut] for tokens, cut in zip(whole, cuts, strict=True)])
+    order = [2, 0, 1, 0]
+    got = batch.take(order).read(tiny.net, [whole[i][cuts[i] :] for i in order])
+    for row, i in zip(got, order, strict=True):
+        expected = alone[i][cuts[i] :]
+        assert mx.abs(row[: len(expected)] - expected).max().item() < 1e-3
+    for step in range(20):
+        tokens = [whole[i][cuts[i] + step] for i in (0, 1)]
+        batch = batch.take([0, 1]) if step in (0, 7) else batch
+        got = batch.read(tiny.net, [[token] for token in tokens])
+        for i in (0, 1):
+            assert mx.abs(got[i, 0] - alone[i][cuts[i] + step]).max().item() < 1e-3
 
 
-def test_perplexity_in_the_table_is_exp_of_the_loss():
-    row = {
-        "figure": "answer loss, test.jsonl",
-        "baseline": 2.0,
-        "adapted": 1.0,
-        "difference": -1.0,
-        "low": -1.2,
-        "high": -0.8,
-        "n": 9,
-    }
-    lines = knowledge.show([row]).splitlines()
-    assert lines[2].split()[-2:] == [f"{math.exp(2):.1f}", f"{math.exp(1):.1f}"]
+def test_log_table_stands_above_and_takes_a_row_a_run():
+    cells = ["20251004[A]", "a | note\nof two lines", "tiny", "6", "9.0 -> 2.0", "0.250 -> 1.000", "1.0 -> 2.0", ""]
+    text = knowledge.log_row("# Mi bitácora\n\nHola.\n\n## Baseline\n\n- x\n", cells)
+    row = "| 20251004[A] | a \\| note of two lines | tiny | 6 | 9.0 -> 2.0 | 0.250 -> 1.000 | 1.0 -> 2.0 |  |\n"
+    table = f"{knowledge.COLUMNS}\n| --- | --- | --- | --- | --- | --- | --- | --- |\n{row}"
+    assert text == f"# Mi bitácora\n\n{table}\nHola.\n\n## Baseline\n\n- x\n"
+    assert knowledge.log_row(text, cells) == text.replace(row, row + row)
+    assert knowledge.log_row("", cells).startswith(f"# Results\n\n{table}")
+
+
+def test_control_rows_are_everyday_spanish_without_slang():
+    """Phrases only: slangs of one word (azul, gato) are everyday words in another sense too."""
+    records = knowledge.read(ROOT / "data" / "control.jsonl")
+    slangs = {key(e.slang) for e in entries(ROOT / "data" / "source_augmented.txt") if isinstance(e, Entry)}
+    phrases = [f" {slang} " for slang in slangs if len(slang.split()) > 1]
+    assert len(records) >= 60 and len({r["messages"][0]["content"] for r in records}) == len(records)
+    for record in records:
+        assert [m["role"] for m in record["messages"]] == ["user", "assistant"]
+        text = f" {key(' '.join(m['content'] for m in record['messages']))} "
+        assert not [phrase for phrase in phrases if phrase in text and len(phrase) > 8], text

@@ -213,7 +213,7 @@ def test_training_lowers_the_loss(trained):
 
 @pytest.mark.xdist_group("tiny")
 def test_evaluate_compares_and_logs(trained):
-    done = run(ROOT / "evaluate.sh", "--note", "a note", **trained)
+    done = run(ROOT / "evaluate.sh", "--note", "a note", "--official", **trained)
     assert done.returncode == 0, done.stderr
     figures = re.findall(r"Test loss ([\d.]+), Test ppl ([\d.]+)\.", done.stdout)
     assert len(figures) == 2
@@ -228,6 +228,13 @@ def test_evaluate_compares_and_logs(trained):
     log = (results / "LOG.md").read_text(encoding="utf-8")
     for heading, (loss, ppl) in zip(("## Baseline", "## After fine-tuning"), figures, strict=True):
         assert f"{heading}\n\n- {report.stem}: `Test loss {loss}, Test ppl {ppl}.` (a note)\n" in log
+    assert f"\n| {report.stem} | a note | {TINY} | 6 | " in log and report.with_suffix(".html").exists()
+
+    again = run(ROOT / "evaluate.sh", "--fail-if-worse", "--output", results / "again.json", **trained)
+    verdict = json.loads((results / "again.json").read_text(encoding="utf-8"))["verdict"]
+    assert again.returncode == (3 if verdict in ("worse", "mixed") else 0), again.stderr
+    same = run(ROOT / "evaluate.sh", "--compare", report.stem.replace("[", "").replace("]", ""), "again", **trained)
+    assert same.returncode == 0 and "Same data, prompt, base model and questions." in same.stdout
 
 
 @pytest.mark.xdist_group("tiny")

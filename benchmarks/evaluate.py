@@ -1,0 +1,94 @@
+"""Four choices of every question scored by slang/knowledge.py, against one by one through mlx_lm's public functions.
+
+Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
+model over prompt and choice. The two must agree to 1e-3 nats before their times count.
+
+Run as: LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/evaluate.py --slangs 100
+
+    100 slangs, 400 choices, largest difference 1.9e-06 nats
+                                                  wall s   cpu s   ratio
+    mlx_lm, one choice at a time                    34.8    12.1    1.00
+    slang.knowledge, choices                         9.6     3.1    0.26
+    slang.knowledge, choices and greedy answers     15.1     5.2    0.43
+
+(two cores of an EPYC shared with other work, hence cpu s; the ratio is of these)
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm import load
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from slang import knowledge, prompt
+
+
+class NoBar:
+    def update(self, _):
+        pass
+
+
+def one_by_one(net, tokenizer, items) -> list[list[float]]:
+    """Mean NLL in nats of each choice up to <end_of_turn>."""
+    end = tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
+    scores = []
+    for item in items:
+        scores.append([])
+        for choice in item.choices:
+            asked = tokenizer.apply_chat_template(item.messages, add_generation_prompt=True)
+            tokens = tokenizer.apply_chat_template([*item.messages, {"role": "assistant", "content": choice}])
+            tokens = tokens[: len(asked) + tokens[len(asked) :].index(end) + 1]
+            logits = net(mx.array([tokens[:-1]]))[0, len(asked) - 1 :].astype(mx.float32)
+            chosen = mx.take_along_axis(logits, mx.array(tokens[len(asked) :])[:, None], axis=-1)[:, 0]
+            scores[-1].append((mx.logsumexp(logits, axis=-1) - chosen).mean().item())
+    return scores
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", default="models/tiny-gemma3")
+    p.add_argument("--adapter-path", default="adapters/tiny")
+    p.add_argument("--data", default="data")
+    p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
+    args = p.parse_args(argv)
+    asked = prompt.load(Path(args.adapter_path) / "prompt.toml")
+    rows = {name: knowledge.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
+    items = knowledge.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)
+    items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
+
+    model = knowledge.Model(args.model, args.adapter_path)
+    net, tokenizer = load(args.model, adapter_path=args.adapter_path)
+    if mx.default_device() == mx.cpu:
+        net.set_dtype(mx.float32)
+    one_by_one(net, tokenizer, items[:2])  # both are warm
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    theirs = one_by_one(net, tokenizer, items)
+    theirs_s = time.perf_counter() - wall, time.process_time() - cpu
+
+    times = []
+    for generate in (False, True):
+        wall, cpu = time.perf_counter(), time.process_time()
+        questions = knowledge.item_questions(model, items)
+        for question in questions:
+            question.generate = generate
+        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in knowledge.study(model, "adapted", questions, NoBar())}
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
+    if gap > 1e-3:
+        print(f"the two differ by {gap:.4f} nats; their times say nothing", file=sys.stderr)
+        return 1
+    print(f"{len(items)} slangs, {4 * len(items)} choices, largest difference {gap:.1e} nats")
+    print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}")
+    for name, (w, c) in (("mlx_lm, one choice at a time", theirs_s), ("slang.knowledge, choices", times[0]),
+                         ("slang.knowledge, choices and greedy answers", times[1])):  # fmt: skip
+        print(f"{name:44}{w:8.1f}{c:8.1f}{c / theirs_s[1]:8.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
