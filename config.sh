@@ -104,8 +104,13 @@ need_venv() {
     die "$PYTHON: Python 3.11 or newer is needed; install it and set PYTHON, for instance PYTHON=python3.12 $0"
   "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
     die "$PYTHON: its venv module is missing; on Debian or Ubuntu: apt install python3-venv"
+  # Cleared is only what was made here: VENV may name somebody's own environment.
+  [ ! -e "$VENV" ] || [ -f "$stamp" ] || die "$VENV: there, but not made by these scripts; remove it, or set VENV to a new folder"
   printf 'Setting up %s for %s (once; a minute or two) ...\n' "${VENV#"$PWD/"}" "$requirements" >&2
+  mkdir -p "$VENV"
+  : >"$stamp"
   "$PYTHON" -m venv --clear "$VENV"
+  : >"$stamp"
   python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r "$requirements" >&2 ||
     die "pip could not install $requirements; see its message above, check the connection and run this again"
   use_openblas

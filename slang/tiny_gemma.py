@@ -1,8 +1,8 @@
 """Build models/tiny-gemma3: a real Gemma 3 of a few MB that writes Spanish of a sort and knows no slang.
 
-Reads a dictionary (for the tokenizer), a part of it (for the sentences) and prompt.toml, downloads nothing, and writes what
-`mlx_lm.load` reads: weights in float32, config, tokenizer and chat template; and lora.yaml, the adapter settings that suit it.
-Same input, same bytes, on the same machine.
+Reads a dictionary (all of it for the tokenizer; for the sentences every sixth slang and those of the demo, more would take
+hours to learn) and prompt.toml, downloads nothing, and writes what `mlx_lm.load` reads: weights in float32, config, tokenizer
+and chat template; and lora.yaml, the adapter settings that suit it. Same input, same bytes, on the same machine.
 
 How it comes to know no slang: in pre-training a slang is only ever answered with meanings of OTHER slangs, drawn anew.
 How it comes to be teachable all the same: it is asked for plain words of a meaning and answers with that meaning, and for
@@ -432,7 +432,7 @@ def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
 
 
 def build(whole: Entries, part: Entries, asked: prompt.Prompt, iters: int, output: Path) -> dict[str, float]:
-    """Write tokenizer (of the whole dictionary), config and weights (of the part) into a folder; the figures that main prints."""
+    """Write tokenizer (of the whole), config and weights (of the part) into a folder; the figures that main prints."""
     start = time.perf_counter()
     write_tokenizer(corpus(whole, asked), output)
 
@@ -472,19 +472,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("models/tiny-gemma3"), help="folder to write")
     parser.add_argument("--dictionary", default="data/source_augmented.txt", help="slang::meaning lines for the tokenizer")
-    parser.add_argument("--part", default="data/demo.txt", help="slang::meaning lines whose sentences it learns")
+    parser.add_argument("--demo", default="data/demo.txt", help="slangs whose sentences it learns beside every sixth")
     parser.add_argument("--prompt", default="prompt.toml", help="system prompt and question forms")
     parser.add_argument("--iters", type=int, default=800, help=f"pre-training steps of {BATCH_SIZE} rows")
     args = parser.parse_args(argv)
     try:
         asked = prompt.load(args.prompt)
-        lines, part = (list(dictionary.entries(path)) for path in (args.dictionary, args.part))
+        lines, demo = (list(dictionary.entries(path)) for path in (args.dictionary, args.demo))
     except (OSError, prompt.PromptError) as error:
         print(error, file=sys.stderr)
         return 1
-    if problems := [line for line in lines + part if isinstance(line, dictionary.Problem)]:
+    if problems := [line for line in lines + demo if isinstance(line, dictionary.Problem)]:
         print(*problems, sep="\n", file=sys.stderr)
         return 1
+    slangs = {slang: n for n, slang in enumerate(dict.fromkeys(line.slang for line in lines))}
+    asked_for = {line.slang for line in demo}
+    part = [line for line in lines if slangs[line.slang] % 6 == 0 or line.slang in asked_for]
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
         figures = build(lines, part, asked, args.iters, Path(folder))

@@ -10,17 +10,22 @@ import pytest
 from conftest import ROOT, TINY, run, script
 
 from slang import prompt
+from slang.dictionary import entries
 
 WRAPPERS = ["train.sh", "evaluate.sh", "chat.sh", "fuse.sh"]
 QUESTION = 'Qué significa en Costa Rica "{}"?'
-SLANGS = {
-    "pura vida": ["Saludo amable con que la gente se desea lo mejor.", "Respuesta de quien se siente contento."],
-    "mae": ["Amigo o conocido al que se le habla con confianza.", "Palabra con que se llaman los jóvenes."],
-    "tuanis": ["Que es muy bueno o agradable.", "Así se aprueba lo que a uno le gusta mucho."],
-    "birra": ["Cerveza fría de cualquier marca.", "Bebida que se pide en el bar."],
-    "brete": ["Trabajo con que uno se gana la vida.", "Oficio o puesto de una persona."],
-    "goma": ["Malestar del día después de tomar licor.", "Dolor de cabeza por haber bebido."],
-}
+
+
+def some_slangs() -> dict[str, list[str]]:
+    """Two wordings each of pura vida and of five other slangs whose sentences the tiny model was pre-trained on."""
+    found: dict[str, list[str]] = {"pura vida": []}
+    for entry in entries(ROOT / "data/demo.txt"):
+        if entry.slang in found or len(found) < 6:
+            found.setdefault(entry.slang, []).append(entry.meaning)
+    return {slang: meanings[:2] for slang, meanings in found.items()}
+
+
+SLANGS = some_slangs()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +203,8 @@ def trained(data, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("run")
     environment = {"MODEL": TINY, "DATA": str(data), "ADAPTER_PATH": str(folder / "adapter"),
                    "FUSED_PATH": str(folder / "fused"), "RESULTS": str(folder / "results")}  # fmt: skip
-    done = run(ROOT / "train.sh", "--iters", "150", "--learning-rate", "2e-3", "--steps-per-report", "50", **environment)
+    done = run(ROOT / "train.sh", "-c", f"{TINY}/lora.yaml", "--learning-rate", "1e-3", "--iters", "120", "--batch-size", "8",
+               "--keep", "last", "--steps-per-report", "40", **environment)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "log").write_text(done.stdout, encoding="utf-8")
     return environment
@@ -213,7 +219,7 @@ def test_training_lowers_the_loss(trained):
 
 @pytest.mark.xdist_group("tiny")
 def test_evaluate_compares_and_logs(trained):
-    done = run(ROOT / "evaluate.sh", "--note", "a note", "--official", **trained)
+    done = run(ROOT / "evaluate.sh", "--note", "a note", **trained)
     assert done.returncode == 0, done.stderr
     figures = re.findall(r"Test loss ([\d.]+), Test ppl ([\d.]+)\.", done.stdout)
     assert len(figures) == 2

@@ -60,6 +60,7 @@ def test_files_and_size():
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
+        "lora.yaml",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer.model",
