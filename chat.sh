@@ -6,6 +6,7 @@
 #   ./chat.sh 'Qué significa en Costa Rica "pura vida"?' one answer; a question is asked as it stands
 #   ./chat.sh --baseline [...]                           the base model, for comparison
 #   MODEL=fused_model ADAPTER_PATH= ./chat.sh            a fused model, which has the adapter in it
+#   ./chat.sh --gguf fused_model/NAME-Q4_K_M.gguf "pura vida"  one answer of an exported file, in llama.cpp
 #
 # Any other flag goes to mlx_lm.chat, or with a question to mlx_lm.generate: ./chat.sh --temp 0.7
 
@@ -19,10 +20,16 @@ flags=(
 )
 
 baseline=
+gguf=
 question=
 while [ $# -gt 0 ]; do
   case "$1" in
     --baseline) baseline=yes ;;
+    --gguf)
+      [ $# -gt 1 ] || { printf 'chat.sh: --gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf\n' >&2; exit 2; }
+      gguf="$2"
+      shift
+      ;;
     -*)
       flags+=("$1")
       if [ $# -gt 1 ] && [ "${1#*=}" = "$1" ]; then
@@ -39,6 +46,15 @@ while [ $# -gt 0 ]; do
 done
 
 need_venv
+if [ -n "$gguf" ]; then
+  need_file "$gguf" "run ./fuse.sh, which writes it"
+  [ -n "$question" ] || { printf 'chat.sh: --gguf answers one question; for a conversation: llama-cli -m %s\n' "$gguf" >&2; exit 2; }
+  # The file brings its system prompt along; prompt.toml beside it has the question forms.
+  prompt="$(dirname "$gguf")/prompt.toml"
+  [ -f "$prompt" ] || prompt=prompt.toml
+  run python -m slang.gguf --ask "$gguf" "$(python -m slang.prompt question "$prompt" "$question")"
+  exit
+fi
 need_model "$MODEL"
 prompt=prompt.toml
 if [ -z "$baseline" ] && [ -n "$ADAPTER_PATH" ]; then

@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Fuse the adapter into the base model: one folder that needs no adapter.
+# Fuse the adapter into the base model, and export it to GGUF for llama.cpp, Ollama and LM Studio.
 #
-#   ./fuse.sh                                any flag of mlx_lm.fuse may follow
-#   MODEL=fused_model ADAPTER_PATH= ./chat.sh "pura vida"
+#   ./fuse.sh                          $FUSED_PATH and two GGUF files in it: BF16 and Q4_K_M
+#   ./fuse.sh --type q8_0 q6_k         others: f32 f16 bf16 q8_0 q4_0 q4_k_m q5_k_m q6_k
+#   ./fuse.sh --no-gguf                the MLX model only
+#   ./fuse.sh --dequantize             for a 4-bit or 8-bit MODEL; any other flag of mlx_lm.fuse may follow too
+#   ./chat.sh --gguf fused_model/gemma-3-1b-it-slang-Q4_K_M.gguf "pura vida"
 #
-# Writes $FUSED_PATH, with the prompt.toml that the adapter was trained with.
+# Writes $FUSED_PATH with the prompt.toml that the adapter was trained with, <name>-<TYPE>.gguf and a Modelfile for Ollama, then
+# compares each file in llama.cpp with the fused model in MLX and fails where they differ.
 
 # shellcheck source=config.sh
 . "$(dirname "$0")/config.sh"
@@ -19,9 +23,40 @@ flags=(
   --model "$MODEL"
   --adapter-path "$ADAPTER_PATH"
   --save-path "$FUSED_PATH"
-  # --dequantize # when MODEL is a 4-bit or 8-bit one and the result is to be exported
+  # --dequantize # when MODEL is a 4-bit or 8-bit one
+)
+types=(bf16 q4_k_m) # the Modelfile is for the last one
+check=(
+  --questions 200 # asked of both; each adds a second or two with the 1B model
+  --choices 100   # with four answers to choose from
 )
 
-run mlx_lm.fuse "${flags[@]}" "$@"
+gguf=yes
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --no-gguf) gguf= ;;
+    --type)
+      types=()
+      while [ $# -gt 1 ] && [ "${2#-}" = "$2" ]; do
+        types+=("$2")
+        shift
+      done
+      ;;
+    *) flags+=("$1") ;;
+  esac
+  shift
+done
+
+run mlx_lm.fuse "${flags[@]}"
 cp "$ADAPTER_PATH/prompt.toml" "$FUSED_PATH/prompt.toml"
 printf 'Fused into %s. Talk to it: MODEL=%s ADAPTER_PATH= ./chat.sh "pura vida"\n' "$FUSED_PATH" "$FUSED_PATH" >&2
+[ -n "$gguf" ] || exit 0
+
+# mlx-community/gemma-3-1b-it-bf16 -> gemma-3-1b-it-slang
+name="$(basename "$MODEL" | sed -E 's/-(bf16|fp16|[0-9]+bit.*)$//')-slang"
+run python -m slang.gguf "$FUSED_PATH" --name "$name" --type ${types[@]+"${types[@]}"}
+files=()
+for type in "${types[@]}"; do
+  files+=("$FUSED_PATH/$name-$(printf '%s' "$type" | tr '[:lower:]' '[:upper:]').gguf")
+done
+run python -m slang.gguf --check "${files[@]}" "${check[@]}"

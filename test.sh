@@ -8,6 +8,7 @@
 . "$(dirname "$0")/config.sh"
 
 need_venv tests/requirements.txt
+export OPENBLAS_NUM_THREADS=1 # two test processes with a thread each, not two that wait for one another
 run ruff check .
 run ruff format --check .
 run shellcheck -x config.sh ./*.sh .ci/run
