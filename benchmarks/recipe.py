@@ -133,10 +133,9 @@ def table(rows: list[dict]) -> str:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
                 cells.append(f"{statistics.mean(numbers):.{places}f} ± {spread:.{places}f}")
             usual = " (usual)" if value == USUAL[name] else ""
-            seconds = statistics.mean(row["seconds"] for row in same)
-            lines.append(
-                f"| {name.replace('_', ' ')} | {value}{usual} | {same[0]['rows']} | {16 * same[0]['setting']['steps'] / same[0]['rows']:.1f} | {' | '.join(cells)} | {seconds:.0f} |"
-            )
+            rows_each, seconds = same[0]["rows"], statistics.mean(row["seconds"] for row in same)
+            size = f"{rows_each} | {16 * same[0]['setting']['steps'] / rows_each:.1f}"
+            lines.append(f"| {name.replace('_', ' ')} | {value}{usual} | {size} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
 
 
