@@ -31,13 +31,13 @@ from slang import knowledge, lora, prompt
 from slang.dictionary import Entry, entries, key
 
 ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
-USUAL = {"forms": 3, "wordings": 4, "layers": "all", "learning_rate": 3e-3, "steps": 60}
+USUAL = {"forms": 3, "wordings": 2, "layers": "all", "learning_rate": 1e-3, "steps": 120}
 VARIED = {
     "forms": [1, 3, 6],
     "wordings": [1, 2, 4],
     "layers": ["attention", "all"],
-    "learning_rate": [3e-4, 1e-3, 3e-3, 1e-2],
-    "steps": [30, 60, 120],
+    "learning_rate": [3e-4, 1e-3, 3e-3],
+    "steps": [60, 120, 240],
 }
 WORDINGS = max(VARIED["wordings"])
 
@@ -120,8 +120,8 @@ def table(rows: list[dict]) -> str:
     """Markdown: mean and standard deviation over seeds; the usual setting is a row of every question."""
     figures = ("choice", "new", "chrF", "control")
     base = next(row for row in rows if row["setting"] is None)
-    lines = ["| question | setting | rows | choice | new wording | chrF | control loss | s |", "| --- " * 8 + "|"]
-    lines.append("| base model | | | " + " | ".join(f"{base[f]:.{1 if f == 'chrF' else 2}f}" for f in figures) + " | |")
+    lines = ["| question | setting | rows | epochs | choice | new wording | chrF | control loss | s |", "| --- " * 9 + "|"]
+    lines.append("| base model | | | | " + " | ".join(f"{base[f]:.{1 if f == 'chrF' else 2}f}" for f in figures) + " | |")
     for name, values in VARIED.items():
         for value in values:
             same = [r for r in rows if r["setting"] == {**USUAL, name: value}]
@@ -133,10 +133,9 @@ def table(rows: list[dict]) -> str:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
                 cells.append(f"{statistics.mean(numbers):.{places}f} ± {spread:.{places}f}")
             usual = " (usual)" if value == USUAL[name] else ""
-            seconds = statistics.mean(row["seconds"] for row in same)
-            lines.append(
-                f"| {name.replace('_', ' ')} | {value}{usual} | {same[0]['rows']} | {' | '.join(cells)} | {seconds:.0f} |"
-            )
+            rows_each, seconds = same[0]["rows"], statistics.mean(row["seconds"] for row in same)
+            size = f"{rows_each} | {16 * same[0]['setting']['steps'] / rows_each:.1f}"
+            lines.append(f"| {name.replace('_', ' ')} | {value}{usual} | {size} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
 
 
