@@ -1,7 +1,7 @@
 """Time, memory and size of a GGUF export at the shape of Gemma 3 1B, beside copying the file.
 
-Writes a model of random bf16 weights (2 GB) and a vocabulary of 262144 pieces into a temporary folder, exports it once a type on
-one core in a process of its own, and prints a Markdown table. Needs 6 GB of disk and about three minutes.
+Writes a model of random bf16 weights (2 GB) and a vocabulary of 262144 pieces into a temporary folder, exports it once per type
+on one core in a process of its own, and prints a Markdown table. Needs 6 GB of disk and about three minutes.
 
 Run as: python benchmarks/export.py            every type
         python benchmarks/export.py bf16 q8_0  some
