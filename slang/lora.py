@@ -35,7 +35,7 @@ import mlx.optimizers as optim
 import numpy as np
 import yaml
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm import lora as stock
 from mlx_lm.cli_ui import TrainUI, make_console, print_lora_run_header, rprint
 from mlx_lm.models.base import create_causal_mask
@@ -327,8 +327,9 @@ def only_run(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{folder}: another run is training there; wait for it or choose another --adapter-path") from None
-        for left in folder.glob(".*.safetensors.*"):  # what a killed run was writing
-            left.unlink()
+        for kind in ("safetensors", "jsonl", "svg"):
+            for left in folder.glob(f".*.{kind}.*"):  # what a killed run was writing
+                left.unlink()
         yield
 
 
@@ -525,8 +526,8 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
         gradient = new if gradient is None else {name: g + gradient[name] for name, g in new.items()}
         if update:
             scale = world.size() / args.grad_accumulation_steps  # each machine has its share of one mean
-            gradient = {name: g * scale for name, g in average_gradients(gradient).items()}
-            optimizer.update(model, tree_unflatten(list(gradient.items())))
+            mean = average_gradients(tree_unflatten(list(gradient.items())))
+            optimizer.update(model, tree_map(lambda g: g * scale, mean))
             gradient = None
         return loss, gradient
 
@@ -699,7 +700,8 @@ def trunk_fits(network: Network, sets: list[Rows], args) -> bool:
     return needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 8
 
 
-def train_model(args, model: nn.Module, train_set, valid_set) -> Network:
+def train_model(args, model: nn.Module, train_set, valid_set) -> None:
+    """Train, save and say what came out; the model then has the adapter of adapters.safetensors."""
     base = fingerprint(model)
     dtypes = build(args, model)
     if mx.default_device() == mx.cpu:
@@ -757,6 +759,8 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> Network:
         run.save()
     callback = get_reporting_callbacks(args.report_to, args.project_name, log_dir=args.adapter_path, config=vars(args))
     train(run, network, rows, valid, callback)
+    if args.keep == "best":
+        model.load_weights(list(run.best.items()), strict=False)
     if leader:
         run.draw()
         speed = f"{run.seconds:.1f} s, {run.tokens / max(run.seconds, 1e-9):,.0f} tokens/s, {run.folder / 'loss.svg'}"
@@ -765,7 +769,6 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> Network:
         print(f"{best}last {run.iteration}; {held}; {speed}")
         if run.best and run.best_iteration == 0:
             print("No step lowered the valid loss; a lower --learning-rate may, or more rows")
-    return network
 
 
 def test_model(args, model: nn.Module, test_set) -> None:
@@ -784,11 +787,12 @@ def run(args) -> None:
     options = {"trust_remote_code": args.trust_remote_code}
     model, tokenizer = load(args.model, tokenizer_config=options, **options)
     rprint("Loading datasets")
-    train_set, valid_set, test_set = load_dataset(args, tokenizer)
+    try:
+        train_set, valid_set, test_set = load_dataset(args, tokenizer)
+    except ValueError as error:
+        raise UsageError(f"{args.data}: {error}") from None
     if args.train:
         train_model(args, model, train_set, valid_set)
-        if args.test:
-            model.load_weights(str(Path(args.adapter_path) / "adapters.safetensors"), strict=False)
     elif args.adapter_path != "":
         load_adapters(model, args.adapter_path)
     if mx.default_device() == mx.cpu:

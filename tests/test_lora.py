@@ -14,12 +14,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx_lm
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma3_text
 from mlx_lm.tuner import trainer
+from mlx_lm.tuner.datasets import load_dataset
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from slang import lora
@@ -206,7 +208,7 @@ def test_a_run_writes_what_mlx_lm_writes_and_its_own(whole, capsys):
     assert (whole / "loss.svg").read_text(encoding="utf-8").startswith("<?xml")
     weights = mx.load(str(whole / "adapters.safetensors"))
     assert {a.dtype for a in weights.values()} == {mx.float32}
-    loaded, _ = __import__("mlx_lm").load(str(ROOT / TINY), adapter_path=str(whole))
+    loaded, _ = mlx_lm.load(str(ROOT / TINY), adapter_path=str(whole))
     assert {name for name, _ in tree_flatten(loaded.parameters())} >= set(weights)
 
 
@@ -228,6 +230,22 @@ def test_resumed_is_equal_byte_for_byte(data, tmp_path, monkeypatch, more):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "parts/adapters.safetensors").read_bytes() == expected
     assert losses(tmp_path / "parts", "val_loss") == losses(tmp_path / "whole", "val_loss")
+
+
+def test_accumulated_steps_have_the_mean_gradient(data, tmp_path):
+    plain = {"optimizer": "sgd", "learning_rate": 0.01, "iters": 2, "grad_accumulation_steps": 2, "keep": "last"}
+    trained(data, tmp_path / "a", **plain)
+    net, tokenizer = mlx_lm.load(str(ROOT / TINY))
+    args = lora.parse(flags(data, tmp_path / "a", **plain))
+    lora.build(args, net)
+    net.set_dtype(mx.float32)
+    some = lora.Rows(load_dataset(args, tokenizer)[0], 2048, "train")
+    both = [stock_gradient(net, some, indices)[1] for indices in lora.epoch(some, 4, args.seed, 0)[:2]]
+    after = mx.load(str(tmp_path / "a/adapters.safetensors"))
+    for (name, a), (_, b) in zip(*map(tree_flatten, both), strict=True):
+        if name.endswith("lora_b"):  # 0 at the start, when lora_a has no gradient
+            expected = -0.01 * (a + b) / 2
+            assert mx.abs(after[name] - expected).max().item() <= 1e-4 * mx.abs(expected).max().item(), name
 
 
 def dropout(folder: Path) -> Path:
@@ -376,12 +394,25 @@ def test_a_second_run_in_the_same_folder_is_refused(data, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_without_training_rows_the_folder_is_named(tmp_path, capsys):
+    assert lora.main(flags(tmp_path, tmp_path / "a")) == 1
+    error = "Training set not found or empty. Must provide training set for fine-tuning."
+    assert capsys.readouterr().err == f"{tmp_path}: {error}\n"
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--keep", "--early-stop=3", "--stock-loss", "--prompt"])
+def test_train_sh_does_not_give_our_flags_to_mlx_lm(flag):
+    done = run("bash", "train.sh", "--iters", "5", flag, ENGINE="mlx_lm")
+    assert done.returncode == 1
+    assert done.stderr == f"{flag}: mlx_lm.lora has no such flag; leave out the flag, or ENGINE=mlx_lm\n"
+
+
 def test_two_machines_have_the_loss_curve_of_one(data, whole, tmp_path):
     """22 rows in batches of 4: the last batch of an epoch has one row for each, validation's last one row for two."""
     launch = Path(sys.executable).parent / "mlx.launch"
     port = random.randrange(20_000, 60_000)
     command = [launch, "-n", "2", "--backend", "ring", "-p", str(port), sys.executable, "-m", "slang.lora"]
     done = run(*command, *flags(data, tmp_path / "a"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Best iteration" in done.stdout, done.stdout + done.stderr  # mlx.launch ends with 0 whatever happened
     for name in ("train_loss", "val_loss"):
         assert losses(tmp_path / "a", name) == pytest.approx(losses(whole, name), rel=1e-4)
