@@ -19,9 +19,9 @@ need_venv
 SECONDS=0 # installation is not counted
 export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}" # the tiny model's matrices are too small to share
 
-stage "1/5 make_jsonl.py: a part of the dictionary to chat rows, each wording in two question forms"
+stage "1/5 make_jsonl.py: a part of the dictionary to chat rows, each wording in every question form"
 mkdir -p "$DATA"
-python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl" --forms 2
+python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl" --forms all
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
 python split_jsonl.py --input "$DATA/source.jsonl" \
@@ -29,8 +29,8 @@ python split_jsonl.py --input "$DATA/source.jsonl" \
 
 stage "3/5 train.sh: a LoRA adapter, with the rank and learning rate that suit the tiny model"
 # The last adapter, not the one with the lowest valid loss: so small a model learns wordings by heart, and finds others unlikely.
-./train.sh -c models/tiny-gemma3/lora.yaml --learning-rate 1e-3 --batch-size 16 --iters 500 --keep last \
-  --steps-per-report 50 --steps-per-eval 250 --save-every 250
+./train.sh -c models/tiny-gemma3/lora.yaml --learning-rate 1e-3 --batch-size 16 --iters 300 --keep last \
+  --steps-per-report 50 --steps-per-eval 150 --save-every 150
 
 stage "4/5 evaluate.sh: baseline against adapted"
 ./evaluate.sh --note demo
