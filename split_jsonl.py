@@ -8,7 +8,12 @@ stay together, a line added for one slang moves no record of another, and the or
     --by slang    all records of a slang, and of slangs that share an answer with it, go to the same file
 
 Run as: python split_jsonl.py
-OUTPUT
+             records   slangs
+    train       3563     1046
+    valid        415      361
+    test         415      358
+    eval         356      308  a tenth of train
+    test slangs met in training: 100%; equal answers across train, valid, test: 0
 """
 
 import argparse

@@ -6,7 +6,11 @@ Blank lines are skipped, a `#` followed by a space starts a comment line; `# sen
 Standard library only: make_jsonl.py starts before MLX is installed.
 
 Run as: python -m slang.dictionary data/source_augmented.txt
-OUTPUT
+    slangs              1046
+    lines               4393
+    wordings per slang  4-9, mean 4.2
+    words per wording   3-24, mean 11.0
+    problems            0
 """
 
 import argparse

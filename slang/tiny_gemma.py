@@ -11,7 +11,7 @@ sentence that belongs to it; which sentence belongs to a slang is what an adapte
 random pairs alone had learnt not to read the question: an adapter lowered its loss from 3.2 to 1.7 and left it at chance.
 
 Run as: python -m slang.tiny_gemma
-OUTPUT
+    models/tiny-gemma3: 1,580,032 parameters, 6.43 MB, 548 s, loss 0.484, choice accuracy 0.303 (chance 0.25)
 """
 
 import argparse
