@@ -10,6 +10,7 @@ MODEL="${MODEL:-mlx-community/gemma-3-1b-it-bf16}"  # base model: a Hugging Face
 DATA="${DATA:-data}"                                # folder with train.jsonl, valid.jsonl, test.jsonl, eval.jsonl
 ADAPTER_PATH="${ADAPTER_PATH-adapters}"             # where train.sh puts the adapter and its prompt.toml
 FUSED_PATH="${FUSED_PATH:-fused_model}"             # where fuse.sh puts base model and adapter in one
+DICTIONARY="${DICTIONARY:-data/source_augmented.txt}" # what fuse.sh asks the exported file about
 RESULTS="${RESULTS:-results}"                       # where evaluate.sh keeps its log
 PYTHON="${PYTHON:-python3}"                         # makes the .venv; 3.11 or newer
 VENV="${VENV:-$PWD/.venv}"                          # made on first use, made again when requirements.txt changes
@@ -104,13 +105,18 @@ need_venv() {
     die "$PYTHON: Python 3.11 or newer is needed; install it and set PYTHON, for instance PYTHON=python3.12 $0"
   "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
     die "$PYTHON: its venv module is missing; on Debian or Ubuntu: apt install python3-venv"
-  # Cleared is only what was made here: VENV may name somebody's own environment.
-  [ ! -e "$VENV" ] || [ -f "$stamp" ] || die "$VENV: there, but not made by these scripts; remove it, or set VENV to a new folder"
   printf 'Setting up %s for %s (once; a minute or two) ...\n' "${VENV#"$PWD/"}" "$requirements" >&2
-  mkdir -p "$VENV"
-  : >"$stamp"
-  "$PYTHON" -m venv --clear "$VENV"
-  : >"$stamp"
+  # Made anew is only what was made here: an environment of your own just gets what it lacks.
+  if [ ! -e "$VENV" ] || [ -f "$VENV/made-by-config.sh" ]; then
+    local base # PYTHON may be the one in $VENV, where that is activated
+    base="$("$PYTHON" -c 'import sys; print(f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}")')"
+    [ -x "$base" ] || base="$PYTHON"
+    rm -rf "$VENV"
+    mkdir -p "$VENV"
+    : >"$VENV/made-by-config.sh" # before anything else, so that what Ctrl-C leaves half made is made anew too
+    "$base" -m venv "$VENV"
+  fi
+  rm -f "$stamp"
   python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r "$requirements" >&2 ||
     die "pip could not install $requirements; see its message above, check the connection and run this again"
   use_openblas

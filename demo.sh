@@ -9,7 +9,7 @@
 # shellcheck source=config.sh
 . "$(dirname "$0")/config.sh"
 
-export MODEL=models/tiny-gemma3 DATA=data/demo ADAPTER_PATH=adapters/demo FUSED_PATH=fused_model_demo RESULTS=results/demo
+export MODEL=models/tiny-gemma3 DICTIONARY=data/demo.txt DATA=data/demo ADAPTER_PATH=adapters/demo FUSED_PATH=fused_model_demo RESULTS=results/demo
 
 stage() {
   printf '\n== %s (%d s)\n' "$1" "$SECONDS" >&2
@@ -21,7 +21,7 @@ export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}" # the tiny model's matr
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows, each wording in every question form"
 mkdir -p "$DATA"
-python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl" --forms all
+python make_jsonl.py --input "$DICTIONARY" --output "$DATA/source.jsonl" --forms all
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
 python split_jsonl.py --input "$DATA/source.jsonl" \

@@ -27,6 +27,7 @@ flags=(
 )
 types=(bf16 q4_k_m) # the Modelfile is for the last one
 check=(
+  --dictionary "$DICTIONARY"
   --questions 200 # asked of both; each adds a second or two with the 1B model
   --choices 100   # with four answers to choose from
 )

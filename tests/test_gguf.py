@@ -63,7 +63,19 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (data / f"{split}.jsonl").write_text(text, encoding="utf-8")
     mlx_lm = Path(sys.executable).parent
-    flags = ["--iters", "80", "--batch-size", "8", "--learning-rate", "1e-3", "--mask-prompt", "--num-layers", "-1"]
+    flags = [
+        "--iters",
+        "80",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "1e-3",
+        "--mask-prompt",
+        "--num-layers",
+        "-1",
+        "-c",
+        f"{TINY}/lora.yaml",
+    ]
     flags += ["--val-batches", "1", "--steps-per-eval", "1000", "--steps-per-report", "20"]
     trained = run(
         mlx_lm / "mlx_lm.lora", "--train", "--model", TINY, "--adapter-path", adapter, "--data", data, *flags, **one_thread()
