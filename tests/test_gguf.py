@@ -69,7 +69,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--batch-size",
         "8",
         "--learning-rate",
-        "1e-3",
+        "5e-4",
         "--mask-prompt",
         "--num-layers",
         "-1",
