@@ -169,7 +169,7 @@ def measure(shape: str, batch: int, num_layers: int, rows: lora.Rows, steps: int
     tokens = np.mean([sum(len(rows.tokens[i]) for i in indices) for indices in ours])
     layers = f"{sum(map(lora.has_adapter, model.layers))} of {len(model.layers)}"
     line = f"| {shape} | {batch} | {layers} | {a * 1e3:,.0f} | {b * 1e3:,.0f} | {tokens / b:,.0f} | **{a / b:.2f}** "
-    line += f"| {needed:.2f} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[1] / peaks[0]:.2f} | {error:.0e} |"
+    line += f"| {needed:.2f} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[1] / peaks[0]:.2f} | {error:.1e} |"
     return line, a / b
 
 

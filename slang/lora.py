@@ -35,7 +35,7 @@ import mlx.optimizers as optim
 import numpy as np
 import yaml
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import lora as stock
 from mlx_lm.cli_ui import TrainUI, make_console, print_lora_run_header, rprint
 from mlx_lm.models.base import create_causal_mask
@@ -522,12 +522,12 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
 
     def step(batch, gradient, update):
         loss, new = loss_and_gradient(*batch)
-        new = dict(tree_flatten(new))
+        # Each machine has its share of one mean: the sum over them is the whole gradient, the same everywhere.
+        new = {name: g * world.size() for name, g in tree_flatten(average_gradients(new))}
         gradient = new if gradient is None else {name: g + gradient[name] for name, g in new.items()}
         if update:
-            scale = world.size() / args.grad_accumulation_steps  # each machine has its share of one mean
-            mean = average_gradients(tree_unflatten(list(gradient.items())))
-            optimizer.update(model, tree_map(lambda g: g * scale, mean))
+            mean = {name: g / args.grad_accumulation_steps for name, g in gradient.items()}
+            optimizer.update(model, tree_unflatten(list(mean.items())))
             gradient = None
         return loss, gradient
 
@@ -766,7 +766,8 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
         speed = f"{run.seconds:.1f} s, {run.tokens / max(run.seconds, 1e-9):,.0f} tokens/s, {run.folder / 'loss.svg'}"
         held = f"{run.folder / 'adapters.safetensors'} holds the {args.keep if run.best else 'last'} one"
         best = f"Best iteration {run.best_iteration} (valid loss {run.best_loss:.3f}), " if run.best else ""
-        print(f"{best}last {run.iteration}; {held}; {speed}")
+        last = f"last {run.iteration}" + (f" ({run.valid_loss:.3f})" if run.best else "")
+        print(f"{best}{last}; {held}; {speed}")
         if run.best and run.best_iteration == 0:
             print("No step lowered the valid loss; a lower --learning-rate may, or more rows")
 

@@ -351,7 +351,8 @@ def test_the_best_is_kept_and_the_last_beside_it(data, tmp_path, capsys, monkeyp
     for keep in ("best", "last"):
         monkeypatch.setattr(lora, "evaluate", scores(3.0, 1.0, 2.0, 1.0))
         trained(data, tmp_path / keep, keep=keep, save_every=5)
-        said = f"Best iteration 5 (valid loss 1.000), last 13; {tmp_path}/{keep}/adapters.safetensors holds the {keep} one;"
+        held = f"{tmp_path}/{keep}/adapters.safetensors holds the {keep} one"
+        said = f"Best iteration 5 (valid loss 1.000), last 13 (1.000); {held};"
         assert said in capsys.readouterr().out
     best = (tmp_path / "best/0000005_adapters.safetensors").read_bytes()
     assert (tmp_path / "best/adapters.safetensors").read_bytes() == best
