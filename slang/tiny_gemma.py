@@ -79,7 +79,8 @@ BARE = 0.8  # share of rows without the system prompt: shorter, and it answers w
 # Share of rows. word: a few words of a meaning asked, that meaning answered; invented: an invented term and its one meaning;
 # random: a slang asked, a meaning of another slang answered; everyday: EVERYDAY.
 MIX = {"word": 0.55, "invented": 0.25, "random": 0.1, "everyday": 0.1}
-# Rank and scale for slang.lora and mlx_lm.lora. A rank of 32 learns facts that 8 does not: benchmarks/recipe.md.
+# For slang.lora and mlx_lm.lora. On 62 slangs, 400 steps of 8 rows: choice accuracy 0.82 with these at a learning rate of 5e-4,
+# 0.32 with mlx_lm's rank 8 and scale 20 at 1e-4 (one seed).
 LORA = """\
 # What suits this model: ./train.sh -c models/tiny-gemma3/lora.yaml --learning-rate 1e-3
 lora_parameters:
