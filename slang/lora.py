@@ -374,7 +374,8 @@ class Run:
             files[number] = last
         with jsonl.replacing(*(self.folder / name for name in files)) as opened:
             for file, weights in zip(opened, files.values(), strict=True):
-                mx.save_safetensors(file, {name: a.astype(self.dtypes[name]) for name, a in weights.items()})
+                # In one order: a file's bytes follow from the order in which its arrays are given, and mx.load has another.
+                mx.save_safetensors(file, {name: weights[name].astype(dtype) for name, dtype in self.dtypes.items()})
         for stale in {"adapters_last.safetensors", "adapters_best.safetensors"} - set(files):
             (self.folder / stale).unlink(missing_ok=True)
         return self.folder / number
