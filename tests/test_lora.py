@@ -3,6 +3,7 @@
 import fcntl
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -323,6 +324,14 @@ def test_resuming_something_else_is_refused_with_what_differs(data, whole, tmp_p
     assert "  batch_size: 4 then, 2 now\n" in error
     assert error.endswith("Give the same again, or leave --resume out to begin anew.\n")
     assert {path: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_resuming_a_finished_run_leaves_its_bytes(data, whole, tmp_path):
+    """The best adapter comes back from a file, which gives its arrays in another order."""
+    shutil.copytree(whole, tmp_path / "again")
+    before = {path.name: path.read_bytes() for path in whole.glob("*adapters*.safetensors")}
+    trained(data, tmp_path / "again", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*adapters*.safetensors")} == before
 
 
 def test_a_finished_run_goes_on_with_more_iters(data, whole, tmp_path):
