@@ -2,7 +2,7 @@
 
 Reads a dictionary (all of it for the tokenizer; for the sentences every sixth slang and those of the demo, more would take
 hours to learn) and prompt.toml, downloads nothing, and writes what `mlx_lm.load` reads: weights in float32, config, tokenizer
-and chat template; and lora.yaml, the adapter settings that suit it. Same input, same bytes, on the same machine.
+and chat template; and lora.yaml, the adapter settings that suit it. Every draw is seeded.
 
 How it comes to know no slang: in pre-training a slang is only ever answered with meanings of OTHER slangs, drawn anew.
 How it comes to be teachable all the same: it is asked for plain words of a meaning and answers with that meaning, and for
