@@ -25,6 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from slang import knowledge, lora, prompt
@@ -74,8 +75,10 @@ def train(args, asked: prompt.Prompt, slangs: dict, setting: dict, seed: int, fo
     rows = records(asked, slangs, setting["forms"], list(range(setting["wordings"])))
     for name, part in (("train", rows), ("valid", rows[:8])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part), encoding="utf-8")
-    lora_parameters = {"rank": 8, "dropout": 0.0, "scale": 20.0, **({"keys": ATTENTION} if setting["layers"] != "all" else {})}
-    (folder / "lora.yaml").write_text(json.dumps({"lora_parameters": lora_parameters}), encoding="utf-8")
+    config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
+    if setting["layers"] == "attention":
+        config["lora_parameters"]["keys"] = ATTENTION
+    (folder / "lora.yaml").write_text(json.dumps(config), encoding="utf-8")
     flags = {"model": args.model, "data": folder, "adapter-path": folder, "config": folder / "lora.yaml", "batch-size": 16,
              "iters": setting["steps"], "learning-rate": setting["learning_rate"], "num-layers": -1, "seed": seed,
              "val-batches": 1, "steps-per-eval": 9999, "save-every": 9999, "steps-per-report": 999, "keep": "last"}  # fmt: skip
@@ -142,6 +145,7 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="models/tiny-gemma3")
+    p.add_argument("--config", default="models/tiny-gemma3/lora.yaml", help="rank, scale and dropout, as ./train.sh -c takes it")
     p.add_argument("--slangs", type=int, default=48)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--output", default="results/recipe.jsonl")
