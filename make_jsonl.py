@@ -10,9 +10,7 @@ Run as: python make_jsonl.py
 
 import argparse
 import sys
-from collections import Counter
-from functools import lru_cache
-from hashlib import blake2b
+from zlib import crc32
 
 from slang import jsonl, prompt
 from slang.dictionary import Problem, entries, fold, key, told
@@ -30,12 +28,6 @@ def forms(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor a number from 1")
 
 
-@lru_cache(maxsize=1 << 12)
-def first_form(slang_key: str, n_forms: int) -> int:
-    """Where a slang's rotation through the question forms begins: a slang's own, so that all forms are used alike."""
-    return int.from_bytes(blake2b(slang_key.encode(), digest_size=4).digest(), "big") % n_forms
-
-
 def share(text: str) -> float:
     """`--plain-spelling`: a share from 0 to 1."""
     value = float(text)
@@ -44,11 +36,9 @@ def share(text: str) -> float:
     return value
 
 
-def as_typed(question: str, draw: int, plain_share: float) -> str:
-    """The question, or for that share of the draws the question without capitals, accents and ¿¡, as people type it."""
-    if draw % 2**32 >= plain_share * 2**32:
-        return question
-    return fold(question).translate({ord("¿"): None, ord("¡"): None})
+def as_typed(question: str) -> str:
+    """The question without capitals, accents and ¿¡, as people type it."""
+    return fold(question).replace("¿", "").replace("¡", "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         print(told(error, args.output), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; run it again", file=sys.stderr)
+        return 130
     return 1
 
 
@@ -85,8 +78,9 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
     """Write the records of all good lines; 1 when a line is bad and --skip-bad is not given, or none is good."""
     n_forms = len(asked.questions)
     per_line = n_forms if args.forms == "all" else min(args.forms, n_forms)
+    plain = args.plain_spelling * 2**32
     seen: set[int] = set()
-    wordings: Counter[str] = Counter()
+    next_form: dict[str, int] = {}  # of each slang
     bad = duplicates = records = 0
 
     with jsonl.replacing(args.output) as (file,):
@@ -95,23 +89,25 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
                 print(entry, file=sys.stderr)
                 bad += 1
                 continue
+            slang, meaning, _, _ = entry
             # 64 bits tell a million lines apart but for one chance in 40 million, in a third of the memory of the lines.
-            digest = blake2b(f"{entry.slang}\0{entry.meaning}".encode(), digest_size=8).digest()
-            fingerprint = int.from_bytes(digest, "big")
+            fingerprint = hash((slang, meaning))
             if fingerprint in seen:
                 duplicates += 1
                 continue
             seen.add(fingerprint)
-            slang_key = key(entry.slang)
-            start = first_form(slang_key, n_forms) + wordings[slang_key] * per_line
-            wordings[slang_key] += 1
+            slang_key = key(slang)
+            start = next_form.get(slang_key)
+            if start is None:  # each slang begins elsewhere, so that all forms are used alike
+                start = crc32(slang_key.encode()) % n_forms
+            next_form[slang_key] = start + per_line
+            draw = crc32(meaning.encode())
             for form in range(start, start + per_line):
-                messages = asked.train(entry.slang, entry.meaning, form % n_forms)
-                # An odd multiple of the fingerprint: a draw of its own for each form of a line.
-                draw = fingerprint * (2 * form + 1)
-                messages[-2]["content"] = as_typed(messages[-2]["content"], draw, args.plain_spelling)
-                record = {"slang": entry.slang, "meaning": entry.meaning, "messages": messages}
-                file.write(jsonl.dumps(record).encode() + b"\n")
+                messages = asked.train(slang, meaning, form % n_forms)
+                # An odd multiple of a number below 2**32 is, modulo 2**32, a draw of its own for each form of a line.
+                if draw * (2 * form + 1) % 2**32 < plain:
+                    messages[-2]["content"] = as_typed(messages[-2]["content"])
+                file.write(jsonl.dumps({"slang": slang, "meaning": meaning, "messages": messages}))
                 records += 1
         if bad and not args.skip_bad:
             print(f"{bad} bad line(s); mend them or pass --skip-bad. {args.output} is unchanged.", file=sys.stderr)
@@ -120,7 +116,7 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
             print(f"{args.input}: no usable line; write one slang::meaning a line", file=sys.stderr)
             raise SystemExit(1)
 
-    print(f"{args.output}: {records} records of {len(wordings)} slangs ({duplicates} duplicate, {bad} bad lines left out)")
+    print(f"{args.output}: {records} records of {len(next_form)} slangs ({duplicates} duplicate, {bad} bad lines left out)")
     return 0
 
 

@@ -98,6 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         return split(args, outputs)
     except OSError as error:
         print(told(error, args.train), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; run it again", file=sys.stderr)
+        return 130
     return 1
 
 

@@ -145,7 +145,7 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="models/tiny-gemma3")
-    p.add_argument("--config", default="models/tiny-gemma3/lora.yaml", help="rank, scale and dropout, as ./train.sh -c takes it")
+    p.add_argument("--config", default="models/tiny-gemma3/lora.yaml", help="rank, scale and dropout")
     p.add_argument("--slangs", type=int, default=48)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--output", default="results/recipe.jsonl")

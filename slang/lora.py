@@ -327,9 +327,9 @@ def only_run(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{folder}: another run is training there; wait for it or choose another --adapter-path") from None
-        for kind in ("safetensors", "jsonl", "svg"):
-            for left in folder.glob(f".*.{kind}.*"):  # what a killed run was writing
-                left.unlink()
+        jsonl.finish(folder)
+        for left in folder.glob(".*.part"):  # what a killed run was writing
+            left.unlink()
         yield
 
 

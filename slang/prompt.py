@@ -47,8 +47,9 @@ class Prompt:
 
     def train(self, slang: str, meaning: str, form: int) -> Messages:
         """System, user and assistant message: one training row."""
-        answer = self.answer.replace("{meaning}", meaning)
-        return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
+        messages = self.ask(slang, form)
+        messages.append({"role": "assistant", "content": self.answer.replace("{meaning}", meaning)})
+        return messages
 
     def hash(self) -> str:
         """SHA-256 of what the prompt says: comments and layout of prompt.toml don't count."""
