@@ -82,6 +82,7 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
     seen: set[int] = set()
     next_form: dict[str, int] = {}  # of each slang
     bad = duplicates = records = 0
+    before = slang_key = ""
 
     with jsonl.replacing(args.output) as (file,):
         for entry in jsonl.progress(entries(args.input), "line"):
@@ -96,7 +97,8 @@ def convert(args: argparse.Namespace, asked: prompt.Prompt) -> int:
                 duplicates += 1
                 continue
             seen.add(fingerprint)
-            slang_key = key(slang)
+            if slang != before:  # the lines of a slang stand together
+                before, slang_key = slang, key(slang)
             start = next_form.get(slang_key)
             if start is None:  # each slang begins elsewhere, so that all forms are used alike
                 start = crc32(slang_key.encode()) % n_forms

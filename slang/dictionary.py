@@ -126,7 +126,6 @@ def fold(text: str) -> str:
     return _folded(text)
 
 
-@lru_cache(maxsize=1 << 12)
 def key(text: str) -> str:
     """Normalised form by which two texts count as equal: folded, punctuation and spacing ignored.
 
@@ -254,9 +253,15 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.casefold())
 
 
+@lru_cache(maxsize=1 << 8)
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text as `key` gives them."""
+    return frozenset(key(text).split())
+
+
 def overlap(a: str, b: str) -> float:
     """Jaccard index of the words of two texts: 1 for the same words in any order, 0 for none in common."""
-    one, other = set(key(a).split()), set(key(b).split())
+    one, other = word_set(a), word_set(b)
     return len(one & other) / max(1, len(one | other))
 
 

@@ -4,6 +4,7 @@ Outputs are written beside their targets and moved into place together at the en
 leaves the earlier files as they were. orjson, because json.dumps and json.loads take most of the time of a long file.
 """
 
+import codecs
 import errno
 import fcntl
 import json
@@ -19,7 +20,6 @@ import orjson
 from slang.dictionary import Problem, open_file, special_token
 
 ROLES = (["user", "assistant"], ["system", "user", "assistant"])
-BOM = b"\xef\xbb\xbf"
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -45,7 +45,7 @@ def dumps(record: dict) -> bytes:
 def decode(line: bytes) -> object:
     """One line of JSON without its end. Raises ValueError, for NaN and for a key that stands twice too.
 
-    Only a line that `dumps` would not have written is read by the strict decoder, which is ten times slower.
+    Only a line that `dumps` would not have written is read by the strict decoder, which is several times slower.
     """
     try:
         record = orjson.loads(line)
@@ -53,7 +53,12 @@ def decode(line: bytes) -> object:
             return record
     except (ValueError, TypeError):  # TypeError: a number of more than 64 bits
         pass
-    return STRICT.decode(line.decode())
+    record = STRICT.decode(line.decode())
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair, \\u{ord(error.object[error.start]):04x}") from None
+    return record
 
 
 def parse(line: bytes) -> dict | str:
@@ -67,19 +72,19 @@ def parse(line: bytes) -> dict | str:
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
         return 'no "messages" list; a record is {"messages": [system, user, assistant]}'
     messages = record["messages"]
-    if not all(isinstance(message, dict) for message in messages):
+    try:
+        roles = [message.get("role") for message in messages]
+    except AttributeError:
         return 'a message that is not an object; write {"role": …, "content": …}'
-    roles = [message.get("role") for message in messages]
     if roles not in ROLES:
         return f"roles are {roles}; they have to be user, assistant, with or without a system message before them"
-    for message in messages:
-        content = message.get("content")
+    contents = [message.get("content") for message in messages]
+    for role, content in zip(roles, contents, strict=True):
         if not isinstance(content, str) or not content.strip():
-            return f"the {message['role']} message has no text; write its content as a string"
-        if token := special_token(content):
-            return f"special token {token!r} in the {message['role']} message; take it out"
-        if b"\\u" in line and any("\ud800" <= c <= "\udfff" for c in content):
-            return f"half a surrogate pair in the {message['role']} message; write the character itself"
+            return f"the {role} message has no text; write its content as a string"
+    if special_token("\0".join(contents)):  # \0, for a token does not go from one message into the next
+        role, token = next((r, t) for r, c in zip(roles, contents, strict=True) if (t := special_token(c)))
+        return f"special token {token!r} in the {role} message; take it out"
     for name in ("slang", "meaning"):
         if not isinstance(record.get(name, ""), str):
             return f'"{name}" is not a string; write it as text or leave it out'
@@ -87,22 +92,22 @@ def parse(line: bytes) -> dict | str:
 
 
 def records(path: str | Path) -> Iterator[tuple[int, int, bytes, dict] | Problem]:
-    """(line number from 1, where it begins, the line without its end, the record) or a Problem, for each line not blank.
+    """(line number from 1, where its text begins, its text, the record) or a Problem, for each line not blank.
 
     Raises OSError when the file can't be opened.
     """
     finish(Path(path).parent)
     with open_file(path) as file:
-        end = 0
-        for number, raw in enumerate(file, 1):
-            start, end = end, end + len(raw)
-            if number == 1 and raw.startswith(BOM):
-                start, raw = len(BOM), raw[len(BOM) :]
-            raw = raw.strip()
-            if not raw:
+        if file.peek(3).startswith(codecs.BOM_UTF8):
+            file.seek(len(codecs.BOM_UTF8))
+        end = file.tell()
+        for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
+            if not (text := line.strip()):
                 continue
-            record = parse(raw)
-            yield Problem(str(path), number, record) if isinstance(record, str) else (number, start, raw, record)
+            record = parse(text)
+            yield Problem(str(path), number, record) if isinstance(record, str) else (
+                number, start + line.find(text), text, record)  # fmt: skip
 
 
 def answer(record: dict) -> str:
