@@ -53,6 +53,8 @@ def decode(line: bytes) -> object:
             return record
     except (ValueError, TypeError):  # TypeError: a number of more than 64 bits
         pass
+    if b"\r" in line:
+        raise ValueError("a carriage return inside, at which mlx_lm would begin another line")
     record = STRICT.decode(line.decode())
     try:
         json.dumps(record, ensure_ascii=False).encode()
@@ -71,6 +73,8 @@ def parse(line: bytes) -> dict | str:
         return f"not valid JSON ({error}); write the file again with make_jsonl.py"
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
         return 'no "messages" list; a record is {"messages": [system, user, assistant]}'
+    if "tools" in record or ("prompt" in record and "completion" in record):
+        return '"tools", or "prompt" and "completion", beside "messages", which mlx_lm would use as well; take them out'
     messages = record["messages"]
     try:
         roles = [message.get("role") for message in messages]
@@ -153,13 +157,21 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
             file.flush()
             if Path(file.name) in parts:
                 os.fsync(file.fileno())
-        journal = _journal(parts) if len(parts) > 1 else None
-        for part, real in parts.items():
-            os.replace(part, real)
+        if len(parts) == 1:
+            os.replace(*next(iter(parts.items())))
+        elif parts:
+            first = next(iter(parts.values()))
+            journal = first.with_name(f".{first.name}.commit")
+            files.append(_locked(journal.with_name(journal.name + ".part")))
+            pairs = [[os.path.relpath(path, first.parent) for path in pair] for pair in parts.items()]
+            files[-1].write(json.dumps(pairs).encode())
+            files[-1].flush()
+            os.replace(files[-1].name, journal)  # from here on the new files count
+            _move(journal)
     finally:
-        if journal:
-            finish(journal.parent)
-        for part in parts:
+        if journal and journal.exists():
+            _move(journal)
+        for part in [*parts, journal.with_name(journal.name + ".part")] if journal else parts:
             part.unlink(missing_ok=True)
         for file in files:  # what gives the locks back
             with suppress(OSError):
@@ -181,27 +193,20 @@ def _locked(path: Path) -> BinaryIO:
         file.close()  # another run has just moved it into place
 
 
-def _journal(parts: dict[Path, Path]) -> Path:
-    """Write down which part takes which place: from here on the new files count."""
-    first = next(iter(parts.values()))
-    journal = first.with_name(f".{first.name}.commit")
-    pairs = [[os.path.relpath(path, first.parent) for path in pair] for pair in parts.items()]
-    written = journal.with_name(journal.name + ".part")
-    try:
-        written.write_text(json.dumps(pairs), encoding="utf-8")
-        os.replace(written, journal)
-    finally:
-        written.unlink(missing_ok=True)
-    return journal
+def _move(journal: Path) -> None:
+    for part, target in json.loads(journal.read_text(encoding="utf-8")):
+        with suppress(FileNotFoundError):
+            os.replace(journal.parent / part, journal.parent / target)
+    journal.unlink(missing_ok=True)
 
 
 def finish(folder: Path) -> None:
-    """Do what a run was killed at: move the files of a journal to where they belong."""
+    """Do what a killed run had begun: move the files of its journal to where they belong."""
     for journal in folder.glob(".*.commit"):
-        for part, target in json.loads(journal.read_text(encoding="utf-8")):
-            with suppress(FileNotFoundError):
-                os.replace(folder / part, folder / target)
-        journal.unlink(missing_ok=True)
+        # Another has done it, or the run is alive and does it itself.
+        with suppress(FileNotFoundError, BlockingIOError), open(journal, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _move(journal)
 
 
 def overwritten(source: str | Path, targets: Iterable[str | Path]) -> str | None:

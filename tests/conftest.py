@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def run(*command: str | Path, cwd: Path = ROOT, stdin: str = "", **environment: 
 def script(name: str, *arguments: str | Path, **options) -> subprocess.CompletedProcess:
     """Run one of the Python scripts at the top level."""
     return run(sys.executable, ROOT / name, *arguments, **options)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Add up what tests counted with record_property: cases, examples, interruptions."""
+    totals = Counter()
+    for report in terminalreporter.getreports("passed"):
+        totals.update(dict(report.user_properties))
+    if totals:
+        terminalreporter.write_line("counted: " + ", ".join(f"{n} {name}" for name, n in sorted(totals.items())))
 
 
 @pytest.fixture
