@@ -1,20 +1,23 @@
-"""slang/knowledge.py: the numbers against mlx_lm's own, and the rules of drawing questions and intervals."""
+"""slang/knowledge.py: the numbers against mlx_lm's own, the rules of drawing questions and intervals, the verdict, two runs."""
 
+import copy
 import json
 import math
+import re
+import sys
 from datetime import date
 from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, run
 from mlx_lm.tuner.datasets import CacheDataset, load_local_dataset
 from mlx_lm.tuner.trainer import default_loss, evaluate
 from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
-from slang import knowledge, prompt
+from slang import knowledge, prompt, report
 from slang.dictionary import Entry, entries, key
 
 
@@ -31,7 +34,6 @@ def tiny():
     model.nets = {"baseline": model.net}
     model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
-    model.vocabulary = model.net.args.vocab_size
     return model
 
 
@@ -205,3 +207,169 @@ def test_control_rows_are_everyday_spanish_without_slang():
         assert [m["role"] for m in record["messages"]] == ["user", "assistant"]
         text = f" {key(' '.join(m['content'] for m in record['messages']))} "
         assert not [phrase for phrase in phrases if phrase in text and len(phrase) > 8], text
+
+
+def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: int = 0) -> dict:
+    """A run over n slangs: the baseline right in a quarter, the adapted model in the given share."""
+    random = np.random.default_rng(seed)
+
+    def side(i: int, right: bool) -> dict:
+        return {
+            "answer": f"Respuesta {i} {right}.",
+            "choice": 0 if right else 1 + i % 3,
+            "choice_nll": [float(x) for x in random.random(4)],
+            "chrf": 80.0 if right else 10.0 + i,
+            "exact": right,
+            "capped": False,
+        }
+
+    items = [
+        {
+            "slang": f"modismo{i}",
+            "question": f'¿Qué es "modismo{i}"?',
+            "choices": [f"Bueno {i}.", "Malo.", "Feo.", "Raro."],
+            "references": [f"Bueno {i}.", f"Muy bueno {i}."],
+            "seen": True,
+            "baseline": side(i, i % 4 == 0),
+            "adapted": side(i, i < adapted_right * n),
+        }
+        for i in range(n)
+    ]
+    losses = {
+        name: {
+            who: {f"s{i}": [(2.0 if who == "baseline" else level) * 5 + i % 3, 5, 20.0, 7, 9.0] for i in range(n)}
+            for who in knowledge.WHO
+        }
+        for name, level in (("test", 1.0), ("eval", 0.5), ("control", 2.0 * control))
+    }
+    made = {
+        "label": "20251004[C]",
+        "note": "a <b>note</b>",
+        "model": "models/tiny-gemma3",
+        "adapter": {"path": "adapters/tiny", "sha256": "0"},
+        "prompt": {"sha256": "p", "system": "Sos."},
+        "data": {"train": "a", "test": "b", "eval": "c", "control": "d"},
+        "entries": {"slangs": n, "records": 3 * n},
+        "seed": 42,
+        "test": {
+            who: {
+                "printed": "Test loss 2.000, Test ppl 7.389.",
+                "recomputed": 2.0,
+                "pad_share": 0.3,
+                "pad_loss": 9.0,
+                "without_pad": 1.5,
+            }
+            for who in knowledge.WHO
+        },
+        "asked": [{"question": "¿Pura vida?", "baseline": "", "adapted": "Saludo."}],
+        "training": {"train": [[0, 3.0], [50, 1.0]], "valid": [[50, 1.5]]},
+        "losses": losses,
+        "items": items,
+    }
+    return judged(made)
+
+
+def judged(made: dict) -> dict:
+    losses = {name: tuple(by.values()) for name, by in made["losses"].items()}
+    made["figures"] = knowledge.figures(losses, [(i["seen"], i["baseline"], i["adapted"]) for i in made["items"]], made["seed"])
+    made["verdict"], made["because"] = knowledge.verdict(made["figures"], made["items"])
+    made["odd"] = knowledge.odd(made["items"])
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ figures and verdict
+
+
+def test_bootstrap_is_over_slangs():
+    """Ten slangs, five of them mended: the interval is that of ten draws."""
+    ones = np.ones(10)
+    base, adapted = np.zeros(10), np.array([1.0] * 5 + [0.0] * 5)
+    row = knowledge.figure("x", (base, ones), (adapted, ones), seed=1)
+    assert row["difference"] == 0.5 and row["n"] == 10
+    assert row["low"] == pytest.approx(0.2, abs=0.05) and row["high"] == pytest.approx(0.8, abs=0.05)
+    weighted = knowledge.figure("x", ([8.0, 1.0], [4.0, 1.0]), ([4.0, 1.0], [4.0, 1.0]), seed=1)
+    assert weighted["baseline"] == pytest.approx(9 / 5) and weighted["adapted"] == 1.0
+
+
+def test_the_four_verdicts_and_what_they_say():
+    better = result()
+    assert better["verdict"] == "better"
+    assert re.fullmatch(
+        r"choice accuracy 0\.250 -> 0\.900 \(\+0\.650, 95 % interval \+0\.\d{3} to \+0\.\d{3}, 40 slangs\)", better["because"]
+    )
+    assert result(adapted_right=0.0)["verdict"] == "worse"
+    same = result(adapted_right=0.25)
+    assert same["verdict"] == "no better" and "train longer" in same["because"]
+    mixed = result(control=1.2)
+    assert mixed["verdict"] == "mixed" and "everyday Spanish suffers: control loss 2.19" in mixed["because"]
+    assert result(control=1.2, adapted_right=0.25)["verdict"] == "worse"
+    assert result(control=1.05)["verdict"] == "better"  # up by less than a tenth
+
+
+def test_an_adapter_that_changes_nothing_is_told():
+    made = result()
+    for item in made["items"]:
+        item["adapted"] = copy.deepcopy(item["baseline"])
+    made = judged(made)
+    assert made["verdict"] == "no better" and made["because"].startswith("the adapter does not change the model's output")
+
+
+def test_a_loss_that_is_no_number_is_worse_and_the_files_stay_valid():
+    made = result()
+    made["losses"]["test"]["adapted"]["s0"][0] = float("nan")
+    made = judged(made)
+    assert made["verdict"] == "worse" and "diverged" in made["because"] and "nan" in report.text(made)
+    clean = knowledge.finite(made)
+    json.dumps(clean, allow_nan=False)
+    assert "not a number" in report.page(clean)
+
+
+def test_empty_and_endless_answers_are_counted():
+    made = result()
+    made["items"][0]["adapted"]["answer"] = ""
+    made["items"][1]["baseline"]["capped"] = made["items"][2]["baseline"]["capped"] = True
+    made = judged(made)
+    assert made["odd"] == ["baseline: 2 of 40 answers cut off: they never stopped", "adapted: 1 of 40 answers empty"]
+    assert "adapted: 1 of 40 answers empty" in report.text(made)
+
+
+def test_training_log_is_read_tolerantly(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert knowledge.training(path) == {"train": [], "valid": []}
+    path.write_text(
+        '{"iteration": 10, "train_loss": 2.5}\n\nnot JSON\n[1]\n{"iteration": 10, "val_loss": 3}\n{"train_loss": null}\n'
+    )
+    assert knowledge.training(path) == {"train": [[10.0, 2.5]], "valid": [[10.0, 3.0]]}
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+
+def compare(folder, *labels):
+    return run(sys.executable, "-m", "slang.knowledge", "--results", folder, "--compare", *labels)
+
+
+def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
+    a, b = result(adapted_right=0.5), result(adapted_right=0.9)
+    a["label"], b["label"] = "20251004[A]", "20251004[C]"
+    for run_ in (a, b):
+        (tmp_path / f"{run_['label']}.json").write_text(json.dumps(run_), encoding="utf-8")
+    done = compare(tmp_path, "20251004A", "20251004[C]")
+    assert done.returncode == 0 and done.stderr == ""
+    row = next(line for line in done.stdout.splitlines() if line.startswith("choice accuracy")).split()
+    assert row[2:5] == ["0.500", "0.900", "+0.400"] and row[-1] == "40"
+    assert done.stdout.splitlines()[-1] == "Same data, prompt, base model and questions."
+
+    b["prompt"]["sha256"], b["data"]["test"] = "other", "other"
+    b["items"], b["items"][0]["question"] = b["items"][:30], "¿Y?"
+    (tmp_path / "20251004[C].json").write_text(json.dumps(b), encoding="utf-8")
+    done = compare(tmp_path, "20251004A", "20251004C")
+    assert done.stdout.splitlines()[-1] == (
+        "Not like with like: the prompts differ; test.jsonl differs; 1 of 30 slangs were asked another question or with other "
+        "choices; 10 slangs of 20251004[A] are left out."
+    )
+    assert "answer loss, eval.jsonl" in done.stdout and "answer loss, test.jsonl" not in done.stdout
+
+    done = compare(tmp_path, "20251004A", "20251004B")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"20251004B: no such run in {tmp_path} (there: 20251004[A], 20251004[C])\n"
