@@ -24,6 +24,7 @@ import json
 import math
 import platform
 import re
+import signal
 import string
 import sys
 import time
@@ -425,8 +426,11 @@ def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: 
 
     with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
         if mx.default_device() == mx.cpu:  # MLX computes on one core; two models on two
+            # Ctrl-C ends the process at once: Python would first wait for the threads, and nothing is written yet.
+            handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(run_beside, WHO))
+            signal.signal(signal.SIGINT, handler)
         else:
             for who in WHO:
                 run(who)
@@ -650,7 +654,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.output and not args.output.endswith(".json"):
+        p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
     try:
         if args.compare:
             a, b = (report.read(report.find(name, Path(args.results))) for name in args.compare)
@@ -661,6 +668,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written", file=sys.stderr)
+        return 130
     return 1
 
 

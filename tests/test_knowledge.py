@@ -3,8 +3,14 @@
 import copy
 import json
 import math
+import os
+import pty
 import re
+import shutil
+import signal
+import subprocess
 import sys
+import termios
 from datetime import date
 from types import SimpleNamespace
 
@@ -12,8 +18,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
+from mlx.utils import tree_flatten
 from mlx_lm.tuner.datasets import CacheDataset, load_local_dataset
 from mlx_lm.tuner.trainer import default_loss, evaluate
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
@@ -209,6 +217,92 @@ def test_control_rows_are_everyday_spanish_without_slang():
         assert not [phrase for phrase in phrases if phrase in text and len(phrase) > 8], text
 
 
+# -------------------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight slangs in train.jsonl, the first three in two wordings, five others in test.jsonl alone: `--by slang`."""
+    folder = tmp_path_factory.mktemp("data")
+    seen = [(f"slang {i}", f"{SENTENCES[i % 4]} {i}") for i in range(8)]
+    unseen = [(f"nuevo {i}", f"{SENTENCES[i % 4]} {i + 8}") for i in range(5)]
+    more = [(f"slang {i}", f"Otra cosa {i}.") for i in range(3)]
+    for name, pairs in {"train": seen + more, "valid": seen[:2], "test": unseen, "eval": seen}.items():
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in rows(*pairs)]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["random", "zero", "nan"])
+def adapter(request, tmp_path_factory):
+    """An adapter of rank 4 over every layer, its second matrices random, zero (as before training) or not a number."""
+    folder = tmp_path_factory.mktemp(request.param) / "adapter"
+    folder.mkdir()
+    model, _ = load(str(ROOT / TINY))
+    lora = {"rank": 4, "scale": 8.0, "dropout": 0.0}
+    model.freeze()
+    linear_to_lora_layers(model, len(model.layers), lora)
+    mx.random.seed(0)
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    values = {"random": lambda w: 0.05 * mx.random.normal(w.shape), "zero": lambda w: w, "nan": lambda w: w + math.nan}
+    weights = {name: values[request.param](w) if name.endswith("lora_b") else w for name, w in weights.items()}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "lora", "num_layers": len(model.layers), "lora_parameters": lora}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(ROOT / "prompt.toml", folder)
+    return folder
+
+
+def test_a_whole_run(adapter, data, tmp_path, capsys):
+    """Into --output; the recomputed test loss is mlx_lm.lora's to the fourth decimal, of both models."""
+    output = tmp_path / "results" / "x.json"
+    flags = ["--model", str(ROOT / TINY), "--adapter-path", str(adapter), "--data", str(data), "--output", str(output)]
+    status = knowledge.main([*flags, "--note", "a note", "--ask", "pura vida", "--fail-if-worse"])
+    printed, errors = capsys.readouterr()
+    assert errors == "" and sorted(path.name for path in output.parent.iterdir()) == ["LOG.md", "x.html", "x.json"]
+    saved = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # neither NaN nor Infinity
+    assert printed.splitlines()[-3].startswith(f"{saved['verdict']}: {saved['because']}")
+    assert "| x | a note | " in (output.parent / "LOG.md").read_text(encoding="utf-8")
+    n = {row["figure"]: row["n"] for row in saved["figures"]}
+    scores = ("choice accuracy", "answer chrF", "exact answers")
+    assert n == {"answer loss, test.jsonl": 5, "answer loss, eval.jsonl": 8, "control loss": 64,
+                 **dict.fromkeys(scores, 8), **{f"{name}, unseen slangs": 5 for name in scores}}  # fmt: skip
+
+    if adapter.parent.name.startswith("nan"):
+        assert (status, saved["verdict"]) == (3, "worse") and saved["because"].startswith("the adapted model's loss is not a")
+        assert "adapted: 13 of 13 answers empty" in printed and "adapted: 13 of 13 answers cut off" in printed
+        return
+    if adapter.parent.name.startswith("zero"):
+        assert (status, saved["verdict"]) == (0, "no better")
+        assert saved["because"].startswith("the adapter does not change the model's output; ")
+    else:
+        assert "does not change" not in saved["because"]
+    for who, path in (("baseline", None), ("adapted", str(adapter))):
+        model, tokenizer = load(str(ROOT / TINY), adapter_path=path)
+        *_, test = load_local_dataset(data, tokenizer, SimpleNamespace(mask_prompt=True))
+        theirs = evaluate(model, CacheDataset(test), batch_size=1, num_batches=-1)
+        assert saved["test"][who]["recomputed"] == pytest.approx(theirs, abs=5e-5)
+
+
+@pytest.mark.parametrize("adapter", ["random"], indirect=True)
+def test_a_bar_on_a_terminal_and_ctrl_c_leaves_nothing_half_written(adapter, data, tmp_path):
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))  # tqdm draws nothing where a terminal has no columns
+    environment = {"MODEL": TINY, "DATA": str(data), "ADAPTER_PATH": str(adapter), "RESULTS": str(tmp_path / "results")}
+    done = subprocess.Popen([ROOT / "evaluate.sh", "--quick"], env={**os.environ, **environment}, stdout=subprocess.PIPE,
+                            stderr=stderr, start_new_session=True)  # fmt: skip
+    os.close(stderr)
+    shown = b""
+    while b"question" not in shown:
+        shown += os.read(terminal, 1000)
+    os.killpg(done.pid, signal.SIGINT)
+    assert done.communicate(timeout=20)[0] == b"" and done.returncode in (-signal.SIGINT, 130)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ figures and verdict
+
+
 def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: int = 0) -> dict:
     """A run over n slangs: the baseline right in a quarter, the adapted model in the given share."""
     random = np.random.default_rng(seed)
@@ -275,9 +369,6 @@ def judged(made: dict) -> dict:
     made["verdict"], made["because"] = knowledge.verdict(made["figures"], made["items"])
     made["odd"] = knowledge.odd(made["items"])
     return made
-
-
-# ------------------------------------------------------------------------------------------------ figures and verdict
 
 
 def test_bootstrap_is_over_slangs():
@@ -373,3 +464,9 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     done = compare(tmp_path, "20251004A", "20251004B")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"20251004B: no such run in {tmp_path} (there: 20251004[A], 20251004[C])\n"
+    (tmp_path / "bad.json").write_text("[]")
+    done = compare(tmp_path, "20251004A", "bad")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{tmp_path}/bad.json: not a run of this version of evaluate.sh; evaluate again\n",
+    )

@@ -12,6 +12,7 @@ import sys
 import pytest
 from conftest import ROOT, run
 from markupsafe import escape
+from matplotlib import image
 from test_knowledge import result
 
 from slang import knowledge, report
@@ -48,21 +49,19 @@ def chromium():
     return found
 
 
-def dom(chromium, path) -> str:
-    """The page's elements after its scripts have run."""
-    flags = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        f"--user-data-dir={path.parent / 'profile'}",
-    )
+def browse(chromium, path, *flags) -> str:
+    """What Chromium prints of a page after its scripts have run."""
+    always = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    command = [chromium, *always, f"--user-data-dir={path.parent / 'profile'}", *flags, path.as_uri()]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    done = subprocess.run(
-        [chromium, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, env=environment, timeout=120
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def dom(chromium, path) -> str:
+    """The page's elements."""
+    return browse(chromium, path, "--dump-dom")
 
 
 def test_page_asks_for_nothing_and_is_escaped(tmp_path):
@@ -97,6 +96,28 @@ def test_search_filter_and_sort_work(chromium, tmp_path):
     assert seen[0] == "1 of 8 modismo5" and seen[1] == "1 of 8 modismo3" and seen[2].startswith("8 of 8 ")
     assert seen[3] == "2 of 8 modismo0 modismo4" and seen[5].startswith("8 of 8 modismo7 ")
     assert seen[6] == "0 of 8 "
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "background"), [("dark", "#14171b"), ("light", "#fbfaf8")])
+def test_page_fits_wide_and_narrow_light_and_dark(chromium, tmp_path, width, scheme, background):
+    """A frame is the phone, for Chromium's own window is at least 500 wide. The screenshot has the scheme's colour in it."""
+    page = html.escape(made_page(tmp_path).read_text(encoding="utf-8"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"""<!doctype html><style>* {{ margin: 0; border: 0 }}</style><iframe width={width} height=900 srcdoc="{page}"></iframe>
+        <script>onload = () => {{
+          const frame = document.querySelector("iframe").contentDocument, all = [...frame.querySelectorAll("body *")];
+          const out = all.filter(e => e.getBoundingClientRect().right > {width}).map(e => e.outerHTML);
+          document.title = JSON.stringify([frame.documentElement.scrollWidth, out]); }}</script>"""
+    )
+    title = re.search(r"<title>(.*?)</title>", dom(chromium, frame))[1]
+    assert json.loads(html.unescape(title)) == [width, []]
+    scheme = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    browse(chromium, frame, scheme, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1280,900")
+    pixels = (image.imread(tmp_path / "page.png")[:, :width, :3] * 255).round().astype("uint8")
+    assert f"#{bytes(pixels[5, 5].tolist()).hex()}" == background
+    assert len({tuple(pixel) for pixel in pixels.reshape(-1, 3)}) > 100  # text, in several colours
 
 
 def test_page_is_made_again_from_its_json(tmp_path):
