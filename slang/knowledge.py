@@ -387,11 +387,13 @@ def item_questions(model: Model, items: list[Item]) -> list[Question]:
 def judged(model: Model, item: Item, losses: list[np.ndarray], answer: list[int], chrf: CHRF) -> dict:
     """What an item's scores and answer are worth. NaN scores, and a tie, are not right."""
     scores = [float(loss.mean()) for loss in losses]
+    choice = 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:]))
     text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
     return {
         "answer": text,
-        "choice": 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:])),
+        "choice": choice,
         "choice_nll": scores,
+        "right": choice == 0,
         "chrf": chrf.sentence_score(text, item.references).score if text else 0.0,
         "exact": key(text) in {key(reference) for reference in item.references},
         "capped": len(answer) >= MAX_ANSWER_TOKENS,
@@ -462,11 +464,7 @@ def figure(name: str, base: tuple, adapted: tuple, seed: int) -> dict:
     return {"figure": name, "baseline": b, "adapted": a, "difference": a - b, "low": float(low), "high": float(high), "n": n}
 
 
-SCORES = {
-    "choice accuracy": lambda answer: answer["choice"] == 0,
-    "answer chrF": lambda answer: answer["chrf"],
-    "exact answers": lambda answer: answer["exact"],
-}
+SCORES = {"choice accuracy": "right", "answer chrF": "chrf", "exact answers": "exact"}
 
 
 def figures(losses: dict[str, tuple[dict, dict]], items: list[tuple[bool, dict, dict]], seed: int) -> list[dict]:
@@ -482,9 +480,11 @@ def figures(losses: dict[str, tuple[dict, dict]], items: list[tuple[bool, dict, 
         table.append(row | {"ppl": [ppl(row["baseline"]), ppl(row["adapted"])]})
     for trained, suffix in ((True, ""), (False, ", unseen slangs")):
         group = [answers for seen, *answers in items if seen == trained]
-        for name, score in SCORES.items() if group else ():
-            values = [([float(score(answer)) for answer in side], [1.0] * len(group)) for side in zip(*group, strict=True)]
-            table.append(figure(name + suffix, *values, seed))
+        for name, score in SCORES.items():
+            pairs = [[answer[score] for answer in answers] for answers in group if all(score in answer for answer in answers)]
+            if pairs:
+                values = [(side, [1.0] * len(pairs)) for side in zip(*pairs, strict=True)]
+                table.append(figure(name + suffix, *values, seed))
     return table
 
 
@@ -518,6 +518,14 @@ def odd(items: list[dict]) -> list[str]:
     return [f"{who}: {n} of {len(items)} answers {what}" for who, n, what in counts if n]
 
 
+JUDGED_BY = {"right": "choices", "chrf": "references", "exact": "references"}
+
+
+def comparable(item: dict, other: dict) -> dict:
+    """What an item's adapted answer is worth, as far as the other's was judged by the same."""
+    return {score: item["adapted"][score] for score, by in JUDGED_BY.items() if item[by] == other[by]}
+
+
 def compare(a: dict, b: dict) -> tuple[list[dict], list[str]]:
     """(the table of b's adapted model against a's, what keeps the two from being like with like).
 
@@ -532,14 +540,18 @@ def compare(a: dict, b: dict) -> tuple[list[dict], list[str]]:
     ]
     files = [name for name in a["data"] | b["data"] if a["data"].get(name) != b["data"].get(name)]
     notes += [f"{name}.jsonl differs" for name in files]
-    if n := sum(x["choices"] != y["choices"] or x["question"] != y["question"] for x, y in pairs):
-        notes.append(f"{n} of {len(pairs)} slangs were asked another question or with other choices")
-    if n := sum(x["seen"] != y["seen"] for x, y in pairs):
-        notes.append(f"{n} of {len(pairs)} slangs were trained in one of the two only, and count as unseen")
     left_out = {r["label"]: len(r["items"]) - len(pairs) for r in (a, b)}
     notes += [f"{n} slangs of {label} are left out" for label, n in left_out.items() if n]
+    for what, does, name in (("were asked another question", "are left out", "question"),
+                             ("had other choices", "are left out of choice accuracy", "choices"),
+                             ("have other known meanings", "are left out of chrF and exact answers", "references"),
+                             ("were trained in one of the two only", "count as unseen", "seen")):  # fmt: skip
+        if n := sum(x[name] != y[name] for x, y in pairs):
+            notes.append(f"{n} of {len(pairs)} slangs {what}, and {does}")
     losses = {name: tuple(r["losses"][name]["adapted"] for r in (a, b)) for name in a["losses"] if name not in files}
-    answers = [(x["seen"] and y["seen"], x["adapted"], y["adapted"]) for x, y in pairs]
+    answers = [
+        (x["seen"] and y["seen"], comparable(x, y), comparable(y, x)) for x, y in pairs if x["question"] == y["question"]
+    ]
     if not losses and not answers:
         raise UsageError(f"{a['label']} and {b['label']} share no slang and no data: nothing to compare")
     return figures(losses, answers, a["seed"]), notes

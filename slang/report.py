@@ -81,7 +81,7 @@ def page(result: dict) -> str:
     )
     rows = []
     for item in result["items"]:
-        sides = [(a["answer"], a["chrf"], a["choice"] == 0, item["choices"][a["choice"]]) for a in (item[who] for who in WHO)]
+        sides = [(a["answer"], a["chrf"], a["right"], item["choices"][a["choice"]]) for a in (item[who] for who in WHO)]
         rows.append([item["slang"], item["question"], item["references"], *sides[0], *sides[1], item["seen"]])
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
     curves = {name: points for name, points in result["training"].items() if points}

@@ -313,6 +313,7 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
             "choice": 0 if right else 1 + i % 3,
             "choice_nll": [float(x) for x in random.random(4)],
             "chrf": 80.0 if right else 10.0 + i,
+            "right": right,
             "exact": right,
             "capped": False,
         }
@@ -452,14 +453,21 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     assert done.stdout.splitlines()[-1] == "Same data, prompt, base model and questions."
 
     b["prompt"]["sha256"], b["data"]["test"] = "other", "other"
-    b["items"], b["items"][0]["question"] = b["items"][:30], "¿Y?"
+    b["items"] = b["items"][:30]
+    b["items"][0]["question"], b["items"][1]["choices"][1], b["items"][2]["seen"] = "¿Y?", "Otro.", False
+    b["items"][4]["references"] = b["items"][5]["references"] = ["Otro."]
     (tmp_path / "20251004[C].json").write_text(json.dumps(b), encoding="utf-8")
     done = compare(tmp_path, "20251004A", "20251004C")
     assert done.stdout.splitlines()[-1] == (
-        "Not like with like: the prompts differ; test.jsonl differs; 1 of 30 slangs were asked another question or with other "
-        "choices; 10 slangs of 20251004[A] are left out."
+        "Not like with like: the prompts differ; test.jsonl differs; 10 slangs of 20251004[A] are left out; 1 of 30 slangs "
+        "were asked another question, and are left out; 1 of 30 slangs had other choices, and are left out of choice accuracy; "
+        "2 of 30 slangs have other known meanings, and are left out of chrF and exact answers; 1 of 30 slangs were trained in "
+        "one of the two only, and count as unseen."
     )
-    assert "answer loss, eval.jsonl" in done.stdout and "answer loss, test.jsonl" not in done.stdout
+    n = {line[:34].strip(): int(line.split()[-1]) for line in done.stdout.splitlines() if "[" in line and "[A]" not in line}
+    scores = ("choice accuracy", "answer chrF", "exact answers")
+    assert n == {"answer loss, eval.jsonl": 40, "control loss": 40, **dict(zip(scores, (27, 26, 26), strict=True)),
+                 **{f"{name}, unseen slangs": 1 for name in scores}}  # fmt: skip
 
     done = compare(tmp_path, "20251004A", "20251004B")
     assert (done.returncode, done.stdout) == (1, "")
