@@ -489,9 +489,14 @@ def figures(losses: dict[str, tuple[dict, dict]], items: list[tuple[bool, dict, 
 
 
 def verdict(table: list[dict], items: list[dict]) -> tuple[str, str]:
-    """(better, mixed, no better or worse; a line that says why, and what to do)."""
+    """(better, mixed, no better or worse; a line that says why, and what to do).
+
+    Raises UsageError when there is nothing to be better than.
+    """
     rows = {row["figure"]: row for row in table}
     control, choice = rows.get("control loss"), rows["choice accuracy"]
+    if not all(math.isfinite(row["baseline"]) for row in table):
+        raise UsageError("the base model's loss is not a number; set MODEL to another, a bfloat16 one for instance")
     if not all(math.isfinite(row["adapted"]) for row in table):
         return "worse", "the adapted model's loss is not a number: training diverged; train again with a lower --learning-rate"
     pairs = [[item[who] for who in WHO] for item in items]
@@ -732,8 +737,6 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     pairs = [(i.seen, *(i.answers[who] for who in WHO)) for i in items]
     result["figures"] = figures({name: tuple(by[who] for who in WHO) for name, by in losses.items()}, pairs, args.seed)
-    if not all(math.isfinite(row["baseline"]) for row in result["figures"]):
-        raise UsageError(f"{args.model}: its loss is not a number without an adapter; take another base model")
     result["verdict"], result["because"] = verdict(result["figures"], result["items"])
     result["odd"] = odd(result["items"])
     result["training"] = training(adapter / "log.jsonl")

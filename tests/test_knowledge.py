@@ -152,6 +152,12 @@ def test_too_few_slangs():
         knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
 
 
+def test_output_is_a_json_file(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        knowledge.main(["--output", "results/x"])
+    assert capsys.readouterr().err.endswith("--output: results/x is no name of a JSON file; end it in .json\n")
+
+
 def test_label_is_the_next_free_letter_of_the_day(tmp_path):
     day = date(2025, 10, 4)
     assert knowledge.next_label(tmp_path, day) == "20251004[A]"
@@ -414,6 +420,9 @@ def test_a_loss_that_is_no_number_is_worse_and_the_files_stay_valid():
     clean = knowledge.finite(made)
     json.dumps(clean, allow_nan=False)
     assert "not a number" in report.page(clean)
+    made["losses"]["test"]["baseline"]["s0"][0] = float("nan")
+    with pytest.raises(knowledge.UsageError, match="the base model's loss is not a number; set MODEL to another"):
+        judged(made)
 
 
 def test_empty_and_endless_answers_are_counted():

@@ -126,3 +126,5 @@ def test_page_is_made_again_from_its_json(tmp_path):
     done = run(sys.executable, "-m", "slang.report", path)
     assert done.stdout == f"{tmp_path / 'x.html'}\n" and "<!doctype html>" in (tmp_path / "x.html").read_text(encoding="utf-8")
     assert not (ROOT / "x.html").exists()
+    without = run(sys.executable, "-c", "import slang.report, sys; print(sorted({'mlx', 'numpy'} & set(sys.modules)))")
+    assert without.stdout == "[]\n"  # it reads JSON only
