@@ -136,7 +136,7 @@ class Batch:
     """Rows of tokens that a net has read, which can be continued in any number of ways without reading them again.
 
     Rows of different length are padded on the right. A token has the position that it would have alone, a pad one that no
-    query looks back to, so that each row gets what it would get by itself (a test holds them to 1e-4).
+    query looks back to, so that each row gets what it would get by itself (a test holds them to 1e-3).
     """
 
     PAD = 1 << 30

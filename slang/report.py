@@ -64,7 +64,7 @@ def text(result: dict) -> str:
         lines.append(f"  {who:9} {t['printed']}  {pad}")
     lines += ["", show(result["figures"]), "", *result["odd"], *([""] if result["odd"] else [])]
     for asked in result["asked"]:
-        lines += [asked["question"], *(f"  {who:9} {asked[who]}" for who in WHO)]
+        lines += [asked["question"], *(f"  {who:9} {asked[who] or '(empty)'}" for who in WHO)]
     return "\n".join([*lines, *([""] if result["asked"] else []), f"{result['verdict']}: {result['because']}"])
 
 

@@ -23,6 +23,7 @@ EVIL = "<script>document.title='owned'</script>"
 def test_text_has_perplexities_and_the_share_of_the_pad_target():
     text = report.text(result())
     assert "Test loss 2.000, Test ppl 7.389.  pad alone 9.00, 30% of the sum; without it 1.500" in text
+    assert "¿Pura vida?\n  baseline  (empty)\n  adapted   Saludo.\n" in text
     loss = next(line for line in text.splitlines() if line.startswith("answer loss, test"))
     ppl = next(line for line in text.splitlines() if line.startswith("answer ppl, test"))
     assert float(ppl.split()[-1]) == pytest.approx(math.exp(float(loss.split()[4])), rel=0.02)
