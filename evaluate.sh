@@ -32,7 +32,7 @@ quick=
 rest=()
 for argument in "$@"; do
   case "$argument" in
-    --compare) exec python -m slang.report --results "$RESULTS" "$@" ;;
+    --compare) exec python -m slang.knowledge --results "$RESULTS" "$@" ;;
     --quick) quick=yes ;;
     *) rest+=("$argument") ;;
   esac

@@ -14,6 +14,7 @@ What is measured, and on what (n is the number of slangs; every interval is a pa
   control loss     control.jsonl, everyday Spanish: what the adapter damaged
 
 Run as: python -m slang.knowledge --model models/tiny-gemma3 --adapter-path adapters/tiny
+        python -m slang.knowledge --compare 20251004A 20251004C     adapted against adapted, paired by slang; loads no model
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import math
 import platform
 import re
+import signal
 import string
 import sys
 import time
@@ -50,7 +52,10 @@ from slang.report import WHO
 N_CHOICES = 4
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
 BATCH = 128  # questions whose prompts are held at a time
+TOKENS = 512  # scored at a time: 512 MiB of logits over Gemma 3's vocabulary; the tiny model is 22 % slower with 4096
 END_OF_TURN = "<end_of_turn>"
+DRAWS = 10_000  # of the bootstrap
+HARM = 1.10  # control loss above this many times the baseline's is harm done
 
 
 class UsageError(Exception):
@@ -82,19 +87,15 @@ class Model:
         mx.eval(adapted.parameters())
         self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self.stops = {self.end, *self.tokenizer.eos_token_ids}
-        self.vocabulary = getattr(base.args, "vocab_size", 262144)
 
     def prompts(self, chats: list[prompt.Messages]) -> list[list[int]]:
         """Token ids of each chat up to where the model's turn begins."""
         return self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False) if chats else []
 
-    def rests(self, chats: list[prompt.Messages]) -> list[list[int]]:
-        """What follows the prompt in each whole chat: the answer, <end_of_turn> and what the template puts after it."""
-        if not chats:
-            return []
+    def rests(self, chats: list[prompt.Messages], prompts: list[list[int]]) -> list[list[int]]:
+        """What follows its prompt in each whole chat: the answer, <end_of_turn> and what the template puts after it."""
         whole = self.tokenizer.apply_chat_template(chats, return_dict=False)
-        asked = self.prompts([chat[:-1] for chat in chats])
-        return [tokens[len(start) :] for tokens, start in zip(whole, asked, strict=True)]
+        return [tokens[len(asked) :] for tokens, asked in zip(whole, prompts, strict=True)]
 
 
 class LayerCache:
@@ -135,7 +136,7 @@ class Batch:
     """Rows of tokens that a net has read, which can be continued in any number of ways without reading them again.
 
     Rows of different length are padded on the right. A token has the position that it would have alone, a pad one that no
-    query looks back to, so that each row gets what it would get by itself (a test holds them to 1e-4).
+    query looks back to, so that each row gets what it would get by itself (a test holds them to 1e-3).
     """
 
     PAD = 1 << 30
@@ -228,7 +229,6 @@ def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Itera
     A prompt runs once whatever is asked of it, and the system prompt that a batch begins with runs once for all of it.
     """
     net = model.nets[who]
-    budget = min(4096, max(256, (1 << 27) // model.vocabulary))  # tokens whose logits are held at a time
     order = sorted(range(len(questions)), key=lambda i: (questions[i].prompt[:8], len(questions[i].prompt)))
     for start in range(0, len(order), BATCH):
         asked = order[start : start + BATCH]
@@ -246,7 +246,7 @@ def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Itera
         todo.sort(key=lambda pair: len(questions[asked[pair[0]]].rests[pair[1]]))
         while todo:
             longest = len(questions[asked[todo[-1][0]]].rests[todo[-1][1]])
-            part = todo[-max(1, budget // longest) :]
+            part = todo[-max(1, TOKENS // longest) :]
             del todo[-len(part) :]
             rests = [questions[asked[row]].rests[n] for row, n in part]
             inputs = [[questions[asked[row]].prompt[-1], *rest[:-1]] for (row, _), rest in zip(part, rests, strict=True)]
@@ -365,7 +365,7 @@ def loss_questions(model: Model, rows: list[dict]) -> list[Question]:
     """
     chats = [row["messages"] for row in rows]
     prompts = model.prompts([chat[:-1] for chat in chats])
-    return [Question(asked, [[*rest, 0]]) for asked, rest in zip(prompts, model.rests(chats), strict=True)]
+    return [Question(asked, [[*rest, 0]]) for asked, rest in zip(prompts, model.rests(chats, prompts), strict=True)]
 
 
 def loss_sums(model: Model, rest: list[int], loss: np.ndarray) -> np.ndarray:
@@ -376,21 +376,24 @@ def loss_sums(model: Model, rest: list[int], loss: np.ndarray) -> np.ndarray:
 
 def item_questions(model: Model, items: list[Item]) -> list[Question]:
     """Each item with its four choices, up to <end_of_turn>, to be scored, and to be answered."""
+    prompts = model.prompts([item.messages for item in items])
     said = sorted({choice for item in items for choice in item.choices})
     chats = [[*items[0].messages, {"role": "assistant", "content": choice}] for choice in said]  # a choice is tokenised once
-    rests = {c: rest[: rest.index(model.end) + 1] for c, rest in zip(said, model.rests(chats), strict=True)}
-    prompts = model.prompts([item.messages for item in items])
+    whole = zip(said, model.rests(chats, [prompts[0]] * len(said)), strict=True)
+    rests = {choice: rest[: rest.index(model.end) + 1] for choice, rest in whole}
     return [Question(asked, [rests[c] for c in i.choices], True) for asked, i in zip(prompts, items, strict=True)]
 
 
 def judged(model: Model, item: Item, losses: list[np.ndarray], answer: list[int], chrf: CHRF) -> dict:
     """What an item's scores and answer are worth. NaN scores, and a tie, are not right."""
     scores = [float(loss.mean()) for loss in losses]
+    choice = 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:]))
     text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
     return {
         "answer": text,
-        "choice": 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:])),
+        "choice": choice,
         "choice_nll": scores,
+        "right": choice == 0,
         "chrf": chrf.sentence_score(text, item.references).score if text else 0.0,
         "exact": key(text) in {key(reference) for reference in item.references},
         "capped": len(answer) >= MAX_ANSWER_TOKENS,
@@ -425,12 +428,138 @@ def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: 
 
     with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
         if mx.default_device() == mx.cpu:  # MLX computes on one core; two models on two
+            # Ctrl-C ends the process at once: Python would first wait for the threads, and nothing is written yet.
+            handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(run_beside, WHO))
+            signal.signal(signal.SIGINT, handler)
         else:
             for who in WHO:
                 run(who)
     return {name: {w: {k: by[w][k] for k in sorted(by[w])} for w in WHO} for name, by in losses.items()}, answers
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def ppl(loss: float) -> float:
+    """exp(loss), infinite where a float can't hold it."""
+    return math.inf if loss > 700 else math.exp(loss)
+
+
+def figure(name: str, base: tuple, adapted: tuple, seed: int) -> dict:
+    """One row of the table: a ratio of sums over slangs for both models, and a 95 % interval of the difference.
+
+    `base` and `adapted` are (numerators, denominators), (slangs,) each. The bootstrap draws slangs, the same for both models.
+    """
+    columns, n, random = np.array([*base, *adapted], np.float64).T, len(base[0]), np.random.default_rng(seed)
+    differences = []
+    for _ in range(0, DRAWS, 500):
+        draw = random.integers(n, size=(500, n)) + n * np.arange(500)[:, None]
+        sums = np.bincount(draw.ravel(), minlength=500 * n).reshape(500, n) @ columns
+        differences.append(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1])
+    low, high = np.percentile(np.concatenate(differences), [2.5, 97.5])
+    total = columns.sum(axis=0)
+    b, a = float(total[0] / total[1]), float(total[2] / total[3])
+    return {"figure": name, "baseline": b, "adapted": a, "difference": a - b, "low": float(low), "high": float(high), "n": n}
+
+
+SCORES = {"choice accuracy": "right", "answer chrF": "chrf", "exact answers": "exact"}
+
+
+def figures(losses: dict[str, tuple[dict, dict]], items: list[tuple[bool, dict, dict]], seed: int) -> list[dict]:
+    """The table of two models, losses first; slangs that were not trained are rows of their own.
+
+    `losses` has both models' {slang: sums} of each set, `items` for each slang whether it was trained and both answers.
+    """
+    table = []
+    for name, models in losses.items():
+        both = [slang for slang in models[0] if slang in models[1]]
+        sums = [tuple(np.array([side[slang][:2] for slang in both], np.float64).T) for side in models]  # JSON's null is NaN
+        row = figure("control loss" if name == "control" else f"answer loss, {name}.jsonl", *sums, seed)
+        table.append(row | {"ppl": [ppl(row["baseline"]), ppl(row["adapted"])]})
+    for trained, suffix in ((True, ""), (False, ", unseen slangs")):
+        group = [answers for seen, *answers in items if seen == trained]
+        for name, score in SCORES.items():
+            pairs = [[answer[score] for answer in answers] for answers in group if all(score in answer for answer in answers)]
+            if pairs:
+                values = [(side, [1.0] * len(pairs)) for side in zip(*pairs, strict=True)]
+                table.append(figure(name + suffix, *values, seed))
+    return table
+
+
+def verdict(table: list[dict], items: list[dict]) -> tuple[str, str]:
+    """(better, mixed, no better or worse; a line that says why, and what to do).
+
+    Raises UsageError when there is nothing to be better than.
+    """
+    rows = {row["figure"]: row for row in table}
+    control, choice = rows.get("control loss"), rows["choice accuracy"]
+    if not all(math.isfinite(row["baseline"]) for row in table):
+        raise UsageError("the base model's loss is not a number; set MODEL to another, a bfloat16 one for instance")
+    if not all(math.isfinite(row["adapted"]) for row in table):
+        return "worse", "the adapted model's loss is not a number: training diverged; train again with a lower --learning-rate"
+    pairs = [[item[who] for who in WHO] for item in items]
+    nlls = [[answer["choice_nll"] for answer in side] for side in zip(*pairs, strict=True)]
+    if all(b["answer"] == a["answer"] for b, a in pairs) and np.allclose(*nlls, rtol=0, atol=1e-6):
+        return "no better", "the adapter does not change the model's output; train longer, or set ADAPTER_PATH to another"
+    says = "choice accuracy {baseline:.3f} -> {adapted:.3f} ({difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+    because = f"{says}, {{n}} slangs)".format(**choice)
+    harm = control and control["low"] > 0 and control["adapted"] > HARM * control["baseline"]
+    if harm:
+        because += f"; everyday Spanish suffers: control loss {control['baseline']:.3f} -> {control['adapted']:.3f}"
+        because += f" ({control['adapted'] / control['baseline'] - 1:+.0%}); try a lower --learning-rate or fewer --iters"
+    if choice["high"] < 0:
+        return "worse", because
+    if choice["low"] > 0:
+        return ("mixed" if harm else "better"), because
+    return ("worse" if harm else "no better"), because + ("" if harm else "; train longer or on more wordings")
+
+
+def odd(items: list[dict]) -> list[str]:
+    """Answers that are none: empty, or cut off because the model did not stop."""
+    tests = {"empty": lambda a: not a["answer"], "cut off: they never stopped": lambda a: a["capped"]}
+    counts = [(who, sum(test(item[who]) for item in items), what) for who in WHO for what, test in tests.items()]
+    return [f"{who}: {n} of {len(items)} answers {what}" for who, n, what in counts if n]
+
+
+JUDGED_BY = {"right": "choices", "chrf": "references", "exact": "references"}
+
+
+def comparable(item: dict, other: dict) -> dict:
+    """What an item's adapted answer is worth, as far as the other's was judged by the same."""
+    return {score: item["adapted"][score] for score, by in JUDGED_BY.items() if item[by] == other[by]}
+
+
+def compare(a: dict, b: dict) -> tuple[list[dict], list[str]]:
+    """(the table of b's adapted model against a's, what keeps the two from being like with like).
+
+    Raises UsageError when they have nothing in common.
+    """
+    other = {item["slang"]: item for item in b["items"]}
+    pairs = [(item, other[item["slang"]]) for item in a["items"] if item["slang"] in other]
+    notes = [
+        f"the {what} differ"
+        for what, name in (("prompts", "prompt"), ("base models", "model"), ("seeds of the questions", "seed"))
+        if a[name] != b[name]
+    ]
+    files = [name for name in a["data"] | b["data"] if a["data"].get(name) != b["data"].get(name)]
+    notes += [f"{name}.jsonl differs" for name in files]
+    left_out = {r["label"]: len(r["items"]) - len(pairs) for r in (a, b)}
+    notes += [f"{n} slangs of {label} are left out" for label, n in left_out.items() if n]
+    for what, does, name in (("were asked another question", "are left out", "question"),
+                             ("had other choices", "are left out of choice accuracy", "choices"),
+                             ("have other known meanings", "are left out of chrF and exact answers", "references"),
+                             ("were trained in one of the two only", "count as unseen", "seen")):  # fmt: skip
+        if n := sum(x[name] != y[name] for x, y in pairs):
+            notes.append(f"{n} of {len(pairs)} slangs {what}, and {does}")
+    losses = {name: tuple(r["losses"][name]["adapted"] for r in (a, b)) for name in a["losses"] if name not in files}
+    answers = [
+        (x["seen"] and y["seen"], comparable(x, y), comparable(y, x)) for x, y in pairs if x["question"] == y["question"]
+    ]
+    if not losses and not answers:
+        raise UsageError(f"{a['label']} and {b['label']} share no slang and no data: nothing to compare")
+    return figures(losses, answers, a["seed"]), notes
 
 
 # ------------------------------------------------------------------------------------------------------------------ log
@@ -478,6 +607,43 @@ def log_row(text: str, cells: Sequence[str]) -> str:
     return "\n".join([*lines[:at], row, *lines[at:]]) + "\n"
 
 
+CELLS = {  # of the figures in COLUMNS
+    "answer loss, test.jsonl": "{ppl[0]:.1f} -> {ppl[1]:.1f}",
+    "choice accuracy": "{baseline:.3f} -> {adapted:.3f}",
+    "answer chrF": "{baseline:.1f} -> {adapted:.1f}",
+    "control loss": "{baseline:.3f} -> {adapted:.3f}",
+}
+
+
+def log_cells(table: list[dict]) -> list[str]:
+    """The figures of the log's table, baseline -> adapted; empty where one is not there."""
+    rows = {row["figure"]: row for row in table}
+    return [form.format(**rows[name]) if name in rows else "" for name, form in CELLS.items()]
+
+
+def training(path: Path) -> dict[str, list[list[float]]]:
+    """{"train": [[iteration, loss], ...], "valid": [...]} of a training log in JSONL; lines that say neither are skipped."""
+    curves: dict[str, list[list[float]]] = {"train": [], "valid": []}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            for name, key_ in (("train", "train_loss"), ("valid", "val_loss")):
+                if math.isfinite(loss := float(row.get(key_, math.nan))):
+                    curves[name].append([float(row["iteration"]), loss])
+        except (ValueError, TypeError, AttributeError, KeyError):
+            continue
+    return curves
+
+
+def finite(value: object) -> object:
+    """The same structure with None for every NaN and infinity, which are not JSON."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -498,19 +664,30 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--test-lines", nargs=2, metavar=("BASELINE", "ADAPTED"), help="what mlx_lm.lora --test printed; recomputed without"
     )
+    p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="put two runs side by side: labels or JSON files")
     p.add_argument("--fail-if-worse", action="store_true", help="exit with 3 when the adapter does harm, to slang or the rest")
     p.add_argument("--seed", type=int, default=42, help="draws distractors, question forms and bootstrap samples")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.output and not args.output.endswith(".json"):
+        p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
     try:
+        if args.compare:
+            a, b = (report.read(report.find(name, Path(args.results))) for name in args.compare)
+            print(report.compared(*compare(a, b), (a["label"], b["label"])))
+            return 0
         return run(args)
-    except (UsageError, prompt.PromptError) as error:
+    except (UsageError, prompt.PromptError, report.RunError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written", file=sys.stderr)
+        return 130
     return 1
 
 
@@ -534,7 +711,7 @@ def run(args: argparse.Namespace) -> int:
     losses, answers = measure(model, items, sets, [asked.chat(question) for question in questions])
     sums = {who: np.sum(list(losses["test"][who].values()), axis=0) for who in WHO}
     recomputed = {who: float(sums[who][2] / sums[who][3]) for who in WHO}
-    lines = args.test_lines or [f"Test loss {recomputed[who]:.3f}, Test ppl {report.ppl(recomputed[who]):.3f}." for who in WHO]
+    lines = args.test_lines or [f"Test loss {recomputed[who]:.3f}, Test ppl {ppl(recomputed[who]):.3f}." for who in WHO]
     result = {
         "label": label,
         "note": args.note,
@@ -554,23 +731,25 @@ def run(args: argparse.Namespace) -> int:
                        "without_pad": float((sums[who][2] - sums[who][4]) / (sums[who][3] - len(rows["test"])))}
                  for who, line in zip(WHO, lines, strict=True)},
         "asked": [{"question": q, **a} for q, a in zip(questions, answers, strict=True)],
-        "training": report.training(adapter / "log.jsonl"),
         "losses": losses,
         "items": [{"slang": i.slang, "question": i.question, "choices": i.choices, "references": i.references,
                    "seen": i.seen, **i.answers} for i in items],
     }  # fmt: skip
-    result["figures"] = report.figures(result)
-    result["verdict"], result["because"] = report.verdict(result)
+    pairs = [(i.seen, *(i.answers[who] for who in WHO)) for i in items]
+    result["figures"] = figures({name: tuple(by[who] for who in WHO) for name, by in losses.items()}, pairs, args.seed)
+    result["verdict"], result["because"] = verdict(result["figures"], result["items"])
+    result["odd"] = odd(result["items"])
+    result["training"] = training(adapter / "log.jsonl")
     print(report.text(result))
 
     results.mkdir(parents=True, exist_ok=True)
     log = results / "LOG.md"
     text = log.read_text(encoding="utf-8") if log.exists() else ""
-    text = log_row(text, [label, args.note, args.model, str(len(items)), *report.log_cells(result)])
+    text = log_row(text, [label, args.note, args.model, str(len(items)), *log_cells(result["figures"])])
     for heading, line in zip(HEADINGS.values(), lines, strict=True):
         text = log_entry(text, heading, f"- {label}: `{line}`" + (f" ({args.note})" if args.note else ""))
     paths = [results / f"{label}.json", results / f"{label}.html", log]
-    result = report.finite(result)
+    result = finite(result)
     with jsonl.replacing(*paths) as files:
         for file, content in zip(files, (json.dumps(result, ensure_ascii=False, indent=1) + "\n", report.page(result), text),
                                  strict=True):  # fmt: skip

@@ -1,20 +1,31 @@
-"""slang/knowledge.py: the numbers against mlx_lm's own, and the rules of drawing questions and intervals."""
+"""slang/knowledge.py: the numbers against mlx_lm's own, the rules of drawing questions and intervals, the verdict, two runs."""
 
+import copy
 import json
 import math
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
 from datetime import date
 from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, run
+from mlx.utils import tree_flatten
 from mlx_lm.tuner.datasets import CacheDataset, load_local_dataset
 from mlx_lm.tuner.trainer import default_loss, evaluate
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
-from slang import knowledge, prompt
+from slang import knowledge, prompt, report
 from slang.dictionary import Entry, entries, key
 
 
@@ -31,7 +42,6 @@ def tiny():
     model.nets = {"baseline": model.net}
     model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
-    model.vocabulary = model.net.args.vocab_size
     return model
 
 
@@ -142,6 +152,12 @@ def test_too_few_slangs():
         knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
 
 
+def test_output_is_a_json_file(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        knowledge.main(["--output", "results/x"])
+    assert capsys.readouterr().err.endswith("--output: results/x is no name of a JSON file; end it in .json\n")
+
+
 def test_label_is_the_next_free_letter_of_the_day(tmp_path):
     day = date(2025, 10, 4)
     assert knowledge.next_label(tmp_path, day) == "20251004[A]"
@@ -205,3 +221,269 @@ def test_control_rows_are_everyday_spanish_without_slang():
         assert [m["role"] for m in record["messages"]] == ["user", "assistant"]
         text = f" {key(' '.join(m['content'] for m in record['messages']))} "
         assert not [phrase for phrase in phrases if phrase in text and len(phrase) > 8], text
+
+
+# -------------------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight slangs in train.jsonl, the first three in two wordings, five others in test.jsonl alone: `--by slang`."""
+    folder = tmp_path_factory.mktemp("data")
+    seen = [(f"slang {i}", f"{SENTENCES[i % 4]} {i}") for i in range(8)]
+    unseen = [(f"nuevo {i}", f"{SENTENCES[i % 4]} {i + 8}") for i in range(5)]
+    more = [(f"slang {i}", f"Otra cosa {i}.") for i in range(3)]
+    for name, pairs in {"train": seen + more, "valid": seen[:2], "test": unseen, "eval": seen}.items():
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in rows(*pairs)]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["random", "zero", "nan"])
+def adapter(request, tmp_path_factory):
+    """An adapter of rank 4 over every layer, its second matrices random, zero (as before training) or not a number."""
+    folder = tmp_path_factory.mktemp(request.param) / "adapter"
+    folder.mkdir()
+    model, _ = load(str(ROOT / TINY))
+    lora = {"rank": 4, "scale": 8.0, "dropout": 0.0}
+    model.freeze()
+    linear_to_lora_layers(model, len(model.layers), lora)
+    mx.random.seed(0)
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    values = {"random": lambda w: 0.05 * mx.random.normal(w.shape), "zero": lambda w: w, "nan": lambda w: w + math.nan}
+    weights = {name: values[request.param](w) if name.endswith("lora_b") else w for name, w in weights.items()}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "lora", "num_layers": len(model.layers), "lora_parameters": lora}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(ROOT / "prompt.toml", folder)
+    return folder
+
+
+def test_a_whole_run(adapter, data, tmp_path, capsys):
+    """Into --output; the recomputed test loss is mlx_lm.lora's to the fourth decimal, of both models."""
+    output = tmp_path / "results" / "x.json"
+    flags = ["--model", str(ROOT / TINY), "--adapter-path", str(adapter), "--data", str(data), "--output", str(output)]
+    status = knowledge.main([*flags, "--note", "a note", "--ask", "pura vida", "--fail-if-worse"])
+    printed, errors = capsys.readouterr()
+    assert errors == "" and sorted(path.name for path in output.parent.iterdir()) == ["LOG.md", "x.html", "x.json"]
+    saved = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # neither NaN nor Infinity
+    assert printed.splitlines()[-3].startswith(f"{saved['verdict']}: {saved['because']}")
+    assert "| x | a note | " in (output.parent / "LOG.md").read_text(encoding="utf-8")
+    n = {row["figure"]: row["n"] for row in saved["figures"]}
+    scores = ("choice accuracy", "answer chrF", "exact answers")
+    assert n == {"answer loss, test.jsonl": 5, "answer loss, eval.jsonl": 8, "control loss": 64,
+                 **dict.fromkeys(scores, 8), **{f"{name}, unseen slangs": 5 for name in scores}}  # fmt: skip
+
+    if adapter.parent.name.startswith("nan"):
+        assert (status, saved["verdict"]) == (3, "worse") and saved["because"].startswith("the adapted model's loss is not a")
+        assert "adapted: 13 of 13 answers empty" in printed and "adapted: 13 of 13 answers cut off" in printed
+        return
+    if adapter.parent.name.startswith("zero"):
+        assert (status, saved["verdict"]) == (0, "no better")
+        assert saved["because"].startswith("the adapter does not change the model's output; ")
+    else:
+        assert "does not change" not in saved["because"]
+    for who, path in (("baseline", None), ("adapted", str(adapter))):
+        model, tokenizer = load(str(ROOT / TINY), adapter_path=path)
+        *_, test = load_local_dataset(data, tokenizer, SimpleNamespace(mask_prompt=True))
+        theirs = evaluate(model, CacheDataset(test), batch_size=1, num_batches=-1)
+        assert saved["test"][who]["recomputed"] == pytest.approx(theirs, abs=5e-5)
+
+
+@pytest.mark.parametrize("adapter", ["random"], indirect=True)
+def test_a_bar_on_a_terminal_and_ctrl_c_leaves_nothing_half_written(adapter, data, tmp_path):
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))  # tqdm draws nothing where a terminal has no columns
+    environment = {"MODEL": TINY, "DATA": str(data), "ADAPTER_PATH": str(adapter), "RESULTS": str(tmp_path / "results")}
+    done = subprocess.Popen([ROOT / "evaluate.sh", "--quick"], env={**os.environ, **environment}, stdout=subprocess.PIPE,
+                            stderr=stderr, start_new_session=True)  # fmt: skip
+    os.close(stderr)
+    shown = b""
+    while b"question" not in shown:
+        shown += os.read(terminal, 1000)
+    os.killpg(done.pid, signal.SIGINT)
+    assert done.communicate(timeout=20)[0] == b"" and done.returncode in (-signal.SIGINT, 130)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ figures and verdict
+
+
+def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: int = 0) -> dict:
+    """A run over n slangs: the baseline right in a quarter, the adapted model in the given share."""
+    random = np.random.default_rng(seed)
+
+    def side(i: int, right: bool) -> dict:
+        return {
+            "answer": f"Respuesta {i} {right}.",
+            "choice": 0 if right else 1 + i % 3,
+            "choice_nll": [float(x) for x in random.random(4)],
+            "chrf": 80.0 if right else 10.0 + i,
+            "right": right,
+            "exact": right,
+            "capped": False,
+        }
+
+    items = [
+        {
+            "slang": f"modismo{i}",
+            "question": f'¿Qué es "modismo{i}"?',
+            "choices": [f"Bueno {i}.", "Malo.", "Feo.", "Raro."],
+            "references": [f"Bueno {i}.", f"Muy bueno {i}."],
+            "seen": True,
+            "baseline": side(i, i % 4 == 0),
+            "adapted": side(i, i < adapted_right * n),
+        }
+        for i in range(n)
+    ]
+    losses = {
+        name: {
+            who: {f"s{i}": [(2.0 if who == "baseline" else level) * 5 + i % 3, 5, 20.0, 7, 9.0] for i in range(n)}
+            for who in knowledge.WHO
+        }
+        for name, level in (("test", 1.0), ("eval", 0.5), ("control", 2.0 * control))
+    }
+    made = {
+        "label": "20251004[C]",
+        "note": "a <b>note</b>",
+        "model": "models/tiny-gemma3",
+        "adapter": {"path": "adapters/tiny", "sha256": "0"},
+        "prompt": {"sha256": "p", "system": "Sos."},
+        "data": {"train": "a", "test": "b", "eval": "c", "control": "d"},
+        "entries": {"slangs": n, "records": 3 * n},
+        "seed": 42,
+        "test": {
+            who: {
+                "printed": "Test loss 2.000, Test ppl 7.389.",
+                "recomputed": 2.0,
+                "pad_share": 0.3,
+                "pad_loss": 9.0,
+                "without_pad": 1.5,
+            }
+            for who in knowledge.WHO
+        },
+        "asked": [{"question": "¿Pura vida?", "baseline": "", "adapted": "Saludo."}],
+        "training": {"train": [[0, 3.0], [50, 1.0]], "valid": [[50, 1.5]]},
+        "losses": losses,
+        "items": items,
+    }
+    return judged(made)
+
+
+def judged(made: dict) -> dict:
+    losses = {name: tuple(by.values()) for name, by in made["losses"].items()}
+    made["figures"] = knowledge.figures(losses, [(i["seen"], i["baseline"], i["adapted"]) for i in made["items"]], made["seed"])
+    made["verdict"], made["because"] = knowledge.verdict(made["figures"], made["items"])
+    made["odd"] = knowledge.odd(made["items"])
+    return made
+
+
+def test_bootstrap_is_over_slangs():
+    """Ten slangs, five of them mended: the interval is that of ten draws."""
+    ones = np.ones(10)
+    base, adapted = np.zeros(10), np.array([1.0] * 5 + [0.0] * 5)
+    row = knowledge.figure("x", (base, ones), (adapted, ones), seed=1)
+    assert row["difference"] == 0.5 and row["n"] == 10
+    assert row["low"] == pytest.approx(0.2, abs=0.05) and row["high"] == pytest.approx(0.8, abs=0.05)
+    weighted = knowledge.figure("x", ([8.0, 1.0], [4.0, 1.0]), ([4.0, 1.0], [4.0, 1.0]), seed=1)
+    assert weighted["baseline"] == pytest.approx(9 / 5) and weighted["adapted"] == 1.0
+
+
+def test_the_four_verdicts_and_what_they_say():
+    better = result()
+    assert better["verdict"] == "better"
+    assert re.fullmatch(
+        r"choice accuracy 0\.250 -> 0\.900 \(\+0\.650, 95 % interval \+0\.\d{3} to \+0\.\d{3}, 40 slangs\)", better["because"]
+    )
+    assert result(adapted_right=0.0)["verdict"] == "worse"
+    same = result(adapted_right=0.25)
+    assert same["verdict"] == "no better" and "train longer" in same["because"]
+    mixed = result(control=1.2)
+    assert mixed["verdict"] == "mixed" and "everyday Spanish suffers: control loss 2.19" in mixed["because"]
+    assert result(control=1.2, adapted_right=0.25)["verdict"] == "worse"
+    assert result(control=1.05)["verdict"] == "better"  # up by less than a tenth
+
+
+def test_an_adapter_that_changes_nothing_is_told():
+    made = result()
+    for item in made["items"]:
+        item["adapted"] = copy.deepcopy(item["baseline"])
+    made = judged(made)
+    assert made["verdict"] == "no better" and made["because"].startswith("the adapter does not change the model's output")
+
+
+def test_a_loss_that_is_no_number_is_worse_and_the_files_stay_valid():
+    made = result()
+    made["losses"]["test"]["adapted"]["s0"][0] = float("nan")
+    made = judged(made)
+    assert made["verdict"] == "worse" and "diverged" in made["because"] and "nan" in report.text(made)
+    clean = knowledge.finite(made)
+    json.dumps(clean, allow_nan=False)
+    assert "not a number" in report.page(clean)
+    made["losses"]["test"]["baseline"]["s0"][0] = float("nan")
+    with pytest.raises(knowledge.UsageError, match="the base model's loss is not a number; set MODEL to another"):
+        judged(made)
+
+
+def test_empty_and_endless_answers_are_counted():
+    made = result()
+    made["items"][0]["adapted"]["answer"] = ""
+    made["items"][1]["baseline"]["capped"] = made["items"][2]["baseline"]["capped"] = True
+    made = judged(made)
+    assert made["odd"] == ["baseline: 2 of 40 answers cut off: they never stopped", "adapted: 1 of 40 answers empty"]
+    assert "adapted: 1 of 40 answers empty" in report.text(made)
+
+
+def test_training_log_is_read_tolerantly(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert knowledge.training(path) == {"train": [], "valid": []}
+    path.write_text(
+        '{"iteration": 10, "train_loss": 2.5}\n\nnot JSON\n[1]\n{"iteration": 10, "val_loss": 3}\n{"train_loss": null}\n'
+    )
+    assert knowledge.training(path) == {"train": [[10.0, 2.5]], "valid": [[10.0, 3.0]]}
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+
+def compare(folder, *labels):
+    return run(sys.executable, "-m", "slang.knowledge", "--results", folder, "--compare", *labels)
+
+
+def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
+    a, b = result(adapted_right=0.5), result(adapted_right=0.9)
+    a["label"], b["label"] = "20251004[A]", "20251004[C]"
+    for run_ in (a, b):
+        (tmp_path / f"{run_['label']}.json").write_text(json.dumps(run_), encoding="utf-8")
+    done = compare(tmp_path, "20251004A", "20251004[C]")
+    assert done.returncode == 0 and done.stderr == ""
+    row = next(line for line in done.stdout.splitlines() if line.startswith("choice accuracy")).split()
+    assert row[2:5] == ["0.500", "0.900", "+0.400"] and row[-1] == "40"
+    assert done.stdout.splitlines()[-1] == "Same data, prompt, base model and questions."
+
+    b["prompt"]["sha256"], b["data"]["test"] = "other", "other"
+    b["items"] = b["items"][:30]
+    b["items"][0]["question"], b["items"][1]["choices"][1], b["items"][2]["seen"] = "¿Y?", "Otro.", False
+    b["items"][4]["references"] = b["items"][5]["references"] = ["Otro."]
+    (tmp_path / "20251004[C].json").write_text(json.dumps(b), encoding="utf-8")
+    done = compare(tmp_path, "20251004A", "20251004C")
+    assert done.stdout.splitlines()[-1] == (
+        "Not like with like: the prompts differ; test.jsonl differs; 10 slangs of 20251004[A] are left out; 1 of 30 slangs "
+        "were asked another question, and are left out; 1 of 30 slangs had other choices, and are left out of choice accuracy; "
+        "2 of 30 slangs have other known meanings, and are left out of chrF and exact answers; 1 of 30 slangs were trained in "
+        "one of the two only, and count as unseen."
+    )
+    n = {line[:34].strip(): int(line.split()[-1]) for line in done.stdout.splitlines() if "[" in line and "[A]" not in line}
+    scores = ("choice accuracy", "answer chrF", "exact answers")
+    assert n == {"answer loss, eval.jsonl": 40, "control loss": 40, **dict(zip(scores, (27, 26, 26), strict=True)),
+                 **{f"{name}, unseen slangs": 1 for name in scores}}  # fmt: skip
+
+    done = compare(tmp_path, "20251004A", "20251004B")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"20251004B: no such run in {tmp_path} (there: 20251004[A], 20251004[C])\n"
+    (tmp_path / "bad.json").write_text("[]")
+    done = compare(tmp_path, "20251004A", "bad")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{tmp_path}/bad.json: not a run of this version of evaluate.sh; evaluate again\n",
+    )
