@@ -58,7 +58,8 @@ def chat(*contents: str) -> list[dict]:
 HARMLESS = [
     mark for mark in MARKS if mark.isprintable() and mark not in ("<end_of_turn>", "<bos>", "<start_of_image>", "<unused7>")
 ]
-said = st.lists(st.sampled_from([*HARMLESS, "[multimodal", "\u2581", " ", "🇨🇷"]) | st.text(max_size=4), max_size=6).map("".join)
+said = st.lists(st.sampled_from([*HARMLESS, "[multimodal", "\u2581", " ", "🇨🇷"]) | st.text(max_size=4), max_size=6)
+said = st.builds("{}{}".format, st.sampled_from("aÉñ¿3"), said.map("".join))
 fair = st.fixed_dictionaries(
     {"messages": st.builds(chat, said, said) | st.builds(chat, said, said, said)}, optional={"slang": said}
 )
