@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -476,22 +476,46 @@ MAX_TOKENS = 64  # of an answer
 N_PROBS = 256  # likeliest next tokens compared; the others count as one in the KL
 SLOTS = 4  # requests that llama.cpp works on at a time
 SMALL = 1 << 26  # bytes of a file whose model spends its time waiting for the other threads
-LOGIT_LIMIT = 0.02  # where no value was rounded: llama.cpp's f16 tables and cache cost 0.003, a wrong rope base 0.4 and more
+# Between float32 and float32, where the smallest mistake tried, a wrong rope base in a short chat, makes 0.8. What is left is
+# llama.cpp's GELU, a table of f16 values: in a float64 reference that table alone moved the logits of two adapters by 0.003 and
+# 0.005; llama.cpp was as far off, MLX 0.00002. Its defaults round more, cache and flash attention, to 0.007 and 0.014.
+LOGIT_LIMIT = 0.02
 # Mean over the questions, in nats; about five times what the tiny model and a 1B model lose.
 KL_LIMIT = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-3, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.05, "q4_k_m": 0.1, "q4_0": 0.2}
+
+
+def progress(items: Iterable, what: str, total: int) -> Iterable:
+    return tqdm(items, what, total, leave=False, disable=not sys.stderr.isatty())
+
+
+def need_file(path: Path) -> None:
+    if not path.is_file():
+        raise ExportError(f"{path}: not there; run ./fuse.sh, which writes it")
+
+
+def read_fields(path: Path) -> tuple[str, dict[str, gguf.ReaderField]]:
+    """A file's type, one of TYPES, and its metadata. Raises ExportError for another file."""
+    try:
+        fields = gguf.GGUFReader(path).fields
+        file_type = fields["general.file_type"].contents()
+        return next(kind for kind, (number, _) in TYPES.items() if number == file_type), fields
+    except (ValueError, LookupError, StopIteration):
+        raise ExportError(f"{path}: not a whole GGUF file of type {', '.join(TYPES)}; export it again with ./fuse.sh") from None
 
 
 class LlamaCpp:
     """llama.cpp's own server with one file, on loopback, through the xllamacpp package."""
 
-    def __init__(self, path: Path, n_ctx: int = 4096, slots: int = 1, gpu: bool = True):
+    def __init__(self, path: Path, n_ctx: int = 4096, slots: int = 1, gpu: bool = True, exact: bool = False):
         import xllamacpp
 
-        if not path.is_file():
-            raise ExportError(f"{path}: not there; run ./fuse.sh, which writes it")
+        need_file(path)
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = str(path), n_ctx * slots, slots
         params.verbosity, params.warmup, params.n_gpu_layers = -1, False, -1 if gpu else 0
+        if exact:  # nothing rounded to f16 on the way, whatever it costs
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if path.stat().st_size < SMALL:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         try:
@@ -514,7 +538,8 @@ class LlamaCpp:
     def posts(self, route: str, bodies: list[dict]) -> list[dict]:
         """Many requests, SLOTS at a time; the answers in the same order."""
         with ThreadPoolExecutor(SLOTS) as pool:
-            return list(pool.map(lambda body: self.post(route, **body), bodies))
+            replies = pool.map(lambda body: self.post(route, **body), bodies)
+            return list(progress(replies, f"llama.cpp {route}", len(bodies)))
 
     def ask(self, question: str) -> tuple[str, bool]:
         """The greedy answer to a user's message, in a chat without a system message, and whether it came to its end."""
@@ -560,7 +585,8 @@ class Reference:
         self.questions = [forms[n % len(forms)].replace("{slang}", slangs[n // len(forms)]) for n in pairs]
         self.chats = [self.tokens(self.asked.chat(question)) for question in self.questions]
         self.texts = self.contexts([m for slang in slangs for m in meanings[slang]])
-        self.logits = [self.next_logits(tokens) for tokens in self.chats + self.texts]
+        contexts = self.chats + self.texts
+        self.logits = [self.next_logits(tokens) for tokens in progress(contexts, "MLX logits", len(contexts))]
         reply = mlx_lm.batch_generate(self.net, self.tokenizer, self.chats, max_tokens=MAX_TOKENS, return_token_ids=True)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in reply.token_ids]
         self.answers = list(zip(texts, [len(t) < MAX_TOKENS for t in reply.token_ids], strict=True))
@@ -581,6 +607,12 @@ class Reference:
     def window(self) -> int:
         return self.net.args.sliding_window
 
+    @property
+    def special(self) -> dict[str, int]:
+        """The ids of the tokens with a task, by their GGUF names."""
+        t, end = self.tokenizer, self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        return {"bos": t.bos_token_id, "eos": t.eos_token_id, "eot": end, "unknown": t.unk_token_id, "padding": t.pad_token_id}
+
     def render(self, messages: prompt.Messages, **options) -> str:
         """The chat as text, up to where the model's turn begins; without <bos>, which both add as a token."""
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
@@ -597,7 +629,8 @@ class Reference:
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """Running text of lengths around the sliding window and far beyond it."""
-        tokens = self.tokenizer.encode(" ".join(texts[:1000]), add_special_tokens=False)
+        # Text by text: a single one of more tokens than the model's context makes transformers warn.
+        tokens = [token for text in texts[:1000] for token in self.tokenizer.encode(f" {text}", add_special_tokens=False)]
         tokens *= 1 + 8 * self.window // len(tokens)
         lengths = [self.window + n for n in (-self.window // 2, -1, 0, 1, 2, self.window // 2, self.window, 2 * self.window)]
         return [[self.tokenizer.bos_token_id, *tokens[9 * n : 9 * n + length - 1]] for n, length in enumerate(lengths)]
@@ -685,16 +718,21 @@ def check(path: Path, reference: Reference) -> list[Row]:
     longest = max(
         len(tokens) for tokens in [*reference.chats, *reference.texts, *(c[0] + max(c[1], key=len) for c in reference.choices)]
     )
-    llama_cpp = LlamaCpp(path, n_ctx=longest + MAX_TOKENS + 32, slots=SLOTS, gpu=False)
-    file_type = int(gguf.GGUFReader(path).fields["general.file_type"].contents())
-    kind = next(kind for kind, (number, _) in TYPES.items() if number == file_type)
+    kind, stated = read_fields(path)
     exact = kind == "f32"  # with f16 and bf16 weights llama.cpp rounds the activations too
+    llama_cpp = LlamaCpp(path, n_ctx=longest + MAX_TOKENS + 32, slots=SLOTS, gpu=False, exact=exact)
     n = len(reference.questions)
 
+    equal, types = 0, stated["tokenizer.ggml.token_type"]
+    for name, token in reference.special.items():
+        field = stated.get(f"tokenizer.ggml.{name}_token_id")
+        equal += field is not None and field.contents() == token and types.contents(token) == TokenType.CONTROL
+    of = len(reference.special)
+    rows = [Row("tokens that begin, stop and fill", str(of), str(equal), equal == of, "all")]
     texts = [reference.render(reference.asked.chat(question)) for question in reference.questions]
     replies = llama_cpp.posts("/tokenize", [{"content": text, "add_special": True, "parse_special": True} for text in texts])
     equal = sum(reply["tokens"] == tokens for reply, tokens in zip(replies, reference.chats, strict=True))
-    rows = [Row("chats cut into the same tokens", str(n), str(equal), equal == n, "all")]
+    rows.append(Row("chats cut into the same tokens", str(n), str(equal), equal == n, "all"))
     equal, of = system_prompt_problems(llama_cpp, reference, path)
     rows.append(Row("chats with the trained system prompt", str(of), str(equal), equal == of, "all"))
 
@@ -768,6 +806,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.ask:
             print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1])[0].strip())
         elif args.check:
+            for path in args.check:
+                need_file(path)
             reference = Reference(
                 args.model or args.check[0].parent, read_entries(args.dictionary), args.questions, args.choices
             )

@@ -69,7 +69,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--batch-size",
         "8",
         "--learning-rate",
-        "5e-4",
+        "1e-3",
         "--mask-prompt",
         "--num-layers",
         "-1",
@@ -166,11 +166,14 @@ def wrong_attention_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exporter, "q_scale", lambda args: 0.9)
 
 
+def as_text(patch: pytest.MonkeyPatch, token: str) -> None:
+    original, normal = exporter.token_type, gguf.TokenType.NORMAL
+    patch.setattr(exporter, "token_type", lambda piece, added: normal if piece == token else original(piece, added))
+
+
 @mutation("chats cut into the same tokens")
 def wrong_token_type(patch: pytest.MonkeyPatch) -> None:
-    original = exporter.token_type
-    normal = gguf.TokenType.NORMAL
-    patch.setattr(exporter, "token_type", lambda p, added: normal if p == "<start_of_turn>" else original(p, added))
+    as_text(patch, "<start_of_turn>")
 
 
 @mutation("chats cut into the same tokens")
@@ -182,6 +185,33 @@ def scores_upside_down(patch: pytest.MonkeyPatch) -> None:
         return pieces, [-score for score in scores], types
 
     patch.setattr(exporter, "read_vocabulary", read_vocabulary)
+
+
+def wrong_metadata(patch: pytest.MonkeyPatch, change: Callable[[dict], None]) -> None:
+    original = exporter.metadata
+
+    def metadata(*arguments):
+        values = original(*arguments)
+        change(values)
+        return values
+
+    patch.setattr(exporter, "metadata", metadata)
+
+
+# llama.cpp itself puts the next three right, by the name <end_of_turn>, and stops; other programs do as the file says.
+@mutation("tokens that begin, stop and fill")
+def missing_stop_token(patch: pytest.MonkeyPatch) -> None:
+    wrong_metadata(patch, lambda values: values.pop("tokenizer.ggml.eot_token_id"))
+
+
+@mutation("tokens that begin, stop and fill")
+def wrong_stop_token(patch: pytest.MonkeyPatch) -> None:
+    wrong_metadata(patch, lambda values: values.update({"tokenizer.ggml.eot_token_id": 10}))  # <start_of_turn>
+
+
+@mutation("tokens that begin, stop and fill")
+def stop_token_as_text(patch: pytest.MonkeyPatch) -> None:
+    as_text(patch, "<end_of_turn>")
 
 
 @mutation("chats with the trained system prompt")
