@@ -15,6 +15,7 @@ import ctypes
 import json
 import re
 import shutil
+import signal
 import struct
 import sys
 import time
@@ -802,6 +803,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if (args.folder is not None) + bool(args.check) + bool(args.ask) != 1:
         p.error("give a folder to export, or --check FILE, or --ask FILE QUESTION")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a file of 2 GB goes away then too, as with Ctrl-C
     try:
         if args.ask:
             print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1])[0].strip())
@@ -823,6 +825,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; no file was written or changed", file=sys.stderr)
+        return 130
     return 1
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -449,6 +450,18 @@ def test_refuses_in_one_line_and_writes_nothing(case: str, tmp_path: Path, capsy
     assert exporter.main([str(folder), "--type", "bf16", "q8_0"]) == 1
     assert capsys.readouterr().err == message.format(f=folder) + "\n"
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_half_way_it_leaves_the_folder_as_it_was(number: int, tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = random_model(tmp_path / "model", tied=True)
+    (folder / "model-BF16.gguf").write_text("the last export")
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(exporter, "quantize", lambda values, type: os.kill(os.getpid(), number))
+    assert exporter.main([str(folder), "--type", "bf16", "q8_0"]) == 130
+    assert capsys.readouterr().err == "Stopped; no file was written or changed\n"
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "model-BF16.gguf").read_text() == "the last export"
 
 
 def test_refuses_when_the_disk_is_full(tmp_path: Path, monkeypatch, capsys) -> None:
