@@ -51,7 +51,6 @@ TYPES = {
     "q5_k_m": (LlamaFileType.MOSTLY_Q5_K_M, GGML.Q5_K),
     "q6_k": (LlamaFileType.MOSTLY_Q6_K, GGML.Q6_K),
 }
-UNQUANTIZED = (GGML.F32, GGML.F16, GGML.BF16)
 # Where a row is no multiple of a K-quant's 256 values, as in the 1B model's 1152 (llama.cpp, tensor_type_fallback).
 FALLBACK = {GGML.Q4_K: GGML.Q5_0, GGML.Q5_K: GGML.Q5_1, GGML.Q6_K: GGML.Q8_0}
 STORED = {"F32": (GGML.F32, np.float32), "F16": (GGML.F16, np.float16), "BF16": (GGML.BF16, np.uint16)}  # safetensors dtypes
@@ -129,13 +128,7 @@ def ggml() -> ctypes.CDLL:
 
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        *[ctypes.c_int64] * 3,
-        ctypes.c_void_p,
-    ]
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     return library
 
 
@@ -233,7 +226,7 @@ def tensor_type(name: str, shape: tuple[int, ...], kind: str, n_layers: int, tie
     if len(shape) == 1:
         return GGML.F32
     type = TYPES[kind][1]
-    if type in UNQUANTIZED:
+    if type in (GGML.F32, GGML.F16, GGML.BF16):
         return type
     if name == ("token_embd.weight" if tied else "output.weight"):
         type = GGML.Q8_0 if type == GGML.Q8_0 or shape[-1] % gguf.GGML_QUANT_SIZES[type][0] else GGML.Q6_K
@@ -542,10 +535,9 @@ class LlamaCpp:
             replies = pool.map(lambda body: self.post(route, **body), bodies)
             return list(progress(replies, f"llama.cpp {route}", len(bodies)))
 
-    def ask(self, question: str) -> tuple[str, bool]:
-        """The greedy answer to a user's message, in a chat without a system message, and whether it came to its end."""
-        choice = self.post("/v1/chat/completions", **greedy(question))["choices"][0]
-        return choice["message"]["content"], choice["finish_reason"] == "stop"
+    def ask(self, question: str) -> str:
+        """The greedy answer to a user's message, in a chat without a system message."""
+        return self.post("/v1/chat/completions", **greedy(question))["choices"][0]["message"]["content"].strip()
 
 
 def greedy(question: str) -> dict:
@@ -614,9 +606,9 @@ class Reference:
         t, end = self.tokenizer, self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         return {"bos": t.bos_token_id, "eos": t.eos_token_id, "eot": end, "unknown": t.unk_token_id, "padding": t.pad_token_id}
 
-    def render(self, messages: prompt.Messages, **options) -> str:
+    def render(self, messages: prompt.Messages) -> str:
         """The chat as text, up to where the model's turn begins; without <bos>, which both add as a token."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text.removeprefix(self.tokenizer.bos_token)
 
     def tokens(self, messages: prompt.Messages) -> list[int]:
@@ -660,6 +652,10 @@ class Row:
     limit: str = ""
 
 
+def all_equal(figure: str, equal: int, of: int) -> Row:
+    return Row(figure, str(of), str(equal), equal == of, "all")
+
+
 def compare_next(llama_cpp: LlamaCpp, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
     """(largest difference of a log-probability, KL of MLX's next token from llama.cpp's in nats) for each context."""
     body = {"n_predict": 1, "temperature": 0, "n_probs": min(N_PROBS, len(reference.logits[0]))}
@@ -698,7 +694,7 @@ def compare_choices(llama_cpp: LlamaCpp, reference: Reference) -> np.ndarray:
     return np.array(scores).reshape(-1, 4)
 
 
-def system_prompt_problems(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> tuple[int, int]:
+def equal_system_prompts(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> tuple[int, int]:
     """(equal, all): chats rendered by llama.cpp as MLX was trained on them, and the Modelfile's SYSTEM."""
     asked, question = reference.asked, reference.questions[0]
     user = {"role": "user", "content": question}
@@ -722,34 +718,25 @@ def check(path: Path, reference: Reference) -> list[Row]:
     kind, stated = read_fields(path)
     exact = kind == "f32"  # with f16 and bf16 weights llama.cpp rounds the activations too
     llama_cpp = LlamaCpp(path, n_ctx=longest + MAX_TOKENS + 32, slots=SLOTS, gpu=False, exact=exact)
-    n = len(reference.questions)
 
     equal, types = 0, stated["tokenizer.ggml.token_type"]
     for name, token in reference.special.items():
         field = stated.get(f"tokenizer.ggml.{name}_token_id")
         equal += field is not None and field.contents() == token and types.contents(token) == TokenType.CONTROL
-    of = len(reference.special)
-    rows = [Row("tokens that begin, stop and fill", str(of), str(equal), equal == of, "all")]
+    rows = [all_equal("tokens that begin, stop and fill", equal, len(reference.special))]
     texts = [reference.render(reference.asked.chat(question)) for question in reference.questions]
     replies = llama_cpp.posts("/tokenize", [{"content": text, "add_special": True, "parse_special": True} for text in texts])
     equal = sum(reply["tokens"] == tokens for reply, tokens in zip(replies, reference.chats, strict=True))
-    rows.append(Row("chats cut into the same tokens", str(n), str(equal), equal == n, "all"))
-    equal, of = system_prompt_problems(llama_cpp, reference, path)
-    rows.append(Row("chats with the trained system prompt", str(of), str(equal), equal == of, "all"))
+    rows.append(all_equal("chats cut into the same tokens", equal, len(texts)))
+    rows.append(all_equal("chats with the trained system prompt", *equal_system_prompts(llama_cpp, reference, path)))
 
     differences, kls = compare_next(llama_cpp, reference)
     beyond = np.array([len(tokens) > reference.window for tokens in reference.chats + reference.texts])
-    for where, chosen in ((f"up to {reference.window} tokens", ~beyond), (f"beyond {reference.window} tokens", beyond)):
+    for where, chosen in (("up to", ~beyond), ("beyond", beyond)):
+        figure = f"next-token logits, {where} {reference.window} tokens ({chosen.sum()})"
         most = differences[chosen].max(initial=0)
-        rows.append(
-            Row(
-                f"next-token logits, {where} ({chosen.sum()})",
-                "",
-                f"{most:.4f} off",
-                not exact or most <= LOGIT_LIMIT,
-                f"{LOGIT_LIMIT}" if exact else "",
-            )
-        )
+        ok = not exact or most <= LOGIT_LIMIT
+        rows.append(Row(figure, "", f"{most:.4f} off", ok, f"{LOGIT_LIMIT}" if exact else ""))
     kl_limit = KL_LIMIT[kind]
     rows.append(Row("next-token KL, mean nats", "", f"{kls.mean():.5f}", kls.mean() <= kl_limit, f"{kl_limit}"))
 
@@ -806,7 +793,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a file of 2 GB goes away then too, as with Ctrl-C
     try:
         if args.ask:
-            print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1])[0].strip())
+            print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1]))
         elif args.check:
             for path in args.check:
                 need_file(path)

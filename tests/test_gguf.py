@@ -517,6 +517,6 @@ def test_chat_sh_asks_the_file(files: dict[str, Path], reference: exporter.Refer
     slang = (files["f32"].parent.parent / "source.txt").read_text(encoding="utf-8").split("::")[0]
     done = run(ROOT / "chat.sh", "--gguf", files["f32"], slang, VENV=sys.prefix)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == exporter.LlamaCpp(files["f32"]).ask(asked.ask(slang)[-1]["content"])[0].strip() + "\n"
+    assert done.stdout == exporter.LlamaCpp(files["f32"]).ask(asked.ask(slang)[-1]["content"]) + "\n"
     missing = run(ROOT / "chat.sh", "--gguf", "no.gguf", slang, VENV=sys.prefix)
     assert (missing.returncode, missing.stderr) == (1, "no.gguf: not there; run ./fuse.sh, which writes it\n")
