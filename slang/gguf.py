@@ -24,18 +24,16 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 import gguf
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 import numpy as np
 from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
-from mlx_lm.models.gemma3_text import ModelArgs
 from tqdm import tqdm
 
 from slang import dictionary, jsonl, prompt
@@ -55,7 +53,7 @@ TYPES = {
 FALLBACK = {GGML.Q4_K: GGML.Q5_0, GGML.Q5_K: GGML.Q5_1, GGML.Q6_K: GGML.Q8_0}
 STORED = {"F32": (GGML.F32, np.float32), "F16": (GGML.F16, np.float16), "BF16": (GGML.BF16, np.uint16)}  # safetensors dtypes
 ALIGNMENT = 32  # bytes, GGUF's default
-CHUNK = 1 << 22  # values converted at a time: 16 MB of float32
+CHUNK = 1 << 19  # values at a time; with eight times as many the kernel spends 5 s on a 2 GB file instead of 0.7
 END_OF_TURN = "<end_of_turn>"
 IMAGE_TOKEN = "<image_soft_token>"  # in the tokenizer of the text models too, without a row in the embedding
 GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
@@ -80,7 +78,7 @@ class Tensor:
 
     def map(self) -> np.ndarray:
         """The values on disk, bf16 as uint16; nothing is read before it is used."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape))
 
 
 def read_json(path: Path) -> dict:
@@ -151,7 +149,31 @@ def n_bytes(shape: tuple[int, ...], type: GGML) -> int:
 # ------------------------------------------------------------------------------------------------ what goes into the file
 
 
-def read_config(folder: Path) -> ModelArgs:
+@dataclass(frozen=True)
+class Config:
+    """What counts of config.json, with mlx_lm's values where it says nothing.
+
+    They are those of mlx_lm.models.gemma3_text.ModelArgs, whose import takes 1.5 s: as long as copying the 1B model.
+    """
+
+    hidden_size: int = 1152
+    num_hidden_layers: int = 26
+    intermediate_size: int = 6912
+    num_attention_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    vocab_size: int = 262144
+    num_key_value_heads: int = 1
+    rope_theta: float = 1e6
+    rope_local_base_freq: float = 1e4
+    query_pre_attn_scalar: float = 256
+    sliding_window: int = 512
+    sliding_window_pattern: int = 6
+    max_position_embeddings: int = 32768
+    rope_scaling: dict | None = None
+
+
+def read_config(folder: Path) -> Config:
     """config.json as mlx_lm reads it. Raises ExportError for a model that llama.cpp would compute otherwise."""
     path = folder / "config.json"
     config = read_json(path)
@@ -164,7 +186,7 @@ def read_config(folder: Path) -> ModelArgs:
         raise ExportError(f"{path}: model_type is {kind!r}; only gemma3_text can be exported")
     if config.get("quantization") or config.get("quantization_config"):
         raise ExportError(f"{path}: the model is quantised; fuse it with ./fuse.sh --dequantize")
-    args = ModelArgs.from_dict(config)
+    args = Config(**{field.name: config[field.name] for field in fields(Config) if field.name in config})
     layers = config.get("layer_types") or []
     full = [n for n, kind in enumerate(layers) if kind == "full_attention"]
     if args.sliding_window_pattern != 6 or (layers and full != list(range(5, len(layers), 6))):
@@ -177,7 +199,7 @@ def read_config(folder: Path) -> ModelArgs:
     return args
 
 
-def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
+def expected_shapes(args: Config) -> dict[str, tuple[int, ...]]:
     """Every tensor that mlx_lm's gemma3_text has."""
     hidden, inner, head = args.hidden_size, args.intermediate_size, args.head_dim
     q, kv = args.num_attention_heads * head, args.num_key_value_heads * head
@@ -202,7 +224,7 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def select_tensors(folder: Path, args: ModelArgs) -> dict[str, Tensor]:
+def select_tensors(folder: Path, args: Config) -> dict[str, Tensor]:
     """The tensors of the file by their GGUF names, in llama.cpp's order. Raises ExportError for one too many, few or large."""
     tensors, shapes = read_tensors(folder), expected_shapes(args)
     if unknown := sorted(set(tensors) - set(shapes)):
@@ -247,16 +269,17 @@ def encode(name: str, tensor: Tensor, type: GGML, q_scale: float) -> Iterator[np
     step = max(1, CHUNK // tensor.shape[-1])
     for start in range(0, len(stored), step):
         piece = stored[start : start + step]
-        values = None if piece.dtype == np.uint16 and type == GGML.BF16 else float32(piece)
-        finite = (piece & 0x7F80).max() < 0x7F80 if values is None else np.isfinite(values).all()
+        # bf16 as an integer: all bits of the exponent are set in NaN and infinity alone.
+        finite = (piece & 0x7F80).max() < 0x7F80 if piece.dtype == np.uint16 else np.isfinite(piece).all()
+        values = piece if tensor.type == type else float32(piece)
         if not finite or (type == GGML.F16 and np.abs(values).max() > 65504):
             raise ExportError(
                 f"{tensor.path}: {name} holds NaN, infinity or more than {type.name} can; train with a lower rate"
             )
-        yield piece if values is None else quantize(values, type)
+        yield piece if tensor.type == type else quantize(values, type)
 
 
-def q_scale(args: ModelArgs) -> float:
+def q_scale(args: Config) -> float:
     """What q_norm is multiplied by: mlx_lm scales by query_pre_attn_scalar, llama.cpp by head_dim (27B: hidden / heads)."""
     theirs = args.hidden_size // args.num_attention_heads if args.num_hidden_layers == 62 else args.head_dim
     return (theirs / args.query_pre_attn_scalar) ** 0.5
@@ -277,22 +300,21 @@ def read_vocabulary(folder: Path, n_rows: int) -> tuple[list[str], list[float], 
     by_id |= {n: token["content"] for n, token in added.items()}
     if (last := max(by_id)) >= n_rows:
         raise ExportError(f"{path}: token {by_id[last]!r} has id {last}, but the embedding has only {n_rows} rows")
-    scores: dict[str, float] = {}
-    for rank, merge in enumerate(model["merges"]):
-        scores.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), -float(rank))
-    pieces, types = [], []
-    for n in range(n_rows):
-        piece = by_id.get(n, f"[PAD{n}]")
-        type = token_type(piece, added.get(n)) if n in by_id else TokenType.UNUSED
-        pieces.append(piece.replace("\u2581", " ") if type == TokenType.USER_DEFINED else piece)
-        types.append(type)
-    normal = (TokenType.NORMAL, TokenType.BYTE)
-    lowest = -float(len(model["merges"]))
-    return pieces, [scores.get(p, lowest) if t in normal else -1000.0 for p, t in zip(pieces, types, strict=True)], types
+    made = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]]
+    ranked = dict(zip(reversed(made), (-np.arange(len(made), dtype=float)[::-1]).tolist(), strict=True))  # the first rank stays
+    types = [token_type(by_id.get(n), added.get(n)) for n in range(n_rows)]
+    pieces, scores, lowest = [by_id.get(n, f"[PAD{n}]") for n in range(n_rows)], [], -float(len(made))
+    for n, type in enumerate(types):
+        if type == TokenType.USER_DEFINED:
+            pieces[n] = pieces[n].replace("\u2581", " ")
+        scores.append(ranked.get(pieces[n], lowest) if type in (TokenType.NORMAL, TokenType.BYTE) else -1000.0)
+    return pieces, scores, types
 
 
-def token_type(piece: str, added: dict | None) -> TokenType:
+def token_type(piece: str | None, added: dict | None) -> TokenType:
     """Added tokens are found in a text before it is split; a CONTROL one only where the caller allows it."""
+    if piece is None:
+        return TokenType.UNUSED
     if added:
         control = added.get("special") or re.fullmatch(r"<pad>|<mask>|<unused\d+>", piece)
         return TokenType.CONTROL if control else TokenType.USER_DEFINED
@@ -328,7 +350,7 @@ def modelfile(file: str, system: str) -> str:
     )
 
 
-def metadata(folder: Path, args: ModelArgs, name: str, system: str) -> dict[str, object]:
+def metadata(folder: Path, args: Config, name: str, system: str) -> dict[str, object]:
     """Everything but the tensors and the file type, by its key (ggml/docs/gguf.md, llama.cpp's llama-arch.cpp)."""
     pieces, scores, types = read_vocabulary(folder, args.vocab_size)
     scaling = args.rope_scaling or {}
@@ -562,7 +584,9 @@ class Reference:
     """What MLX says in float32: worked out once, then compared with any number of files."""
 
     def __init__(self, folder: Path, entries: list[dictionary.Entry], n_questions: int, n_choices: int, seed: int = 42):
-        self.folder, self.asked = folder, load_prompt(folder)
+        import mlx_lm  # 1.5 s, which --ask and an export do without
+
+        self.asked = load_prompt(folder)
         self.net, self.tokenizer = mlx_lm.load(str(folder))
         self.net.set_dtype(mx.float32)
         hidden = self.net.args.hidden_size**0.5

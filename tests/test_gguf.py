@@ -262,7 +262,7 @@ def random_model(folder: Path, tied: bool) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(7)
     weights = {}
-    for name, shape in exporter.expected_shapes(ModelArgs.from_dict(config)).items():
+    for name, shape in exporter.expected_shapes(exporter.read_config(folder)).items():
         if name != "lm_head.weight" or not tied:
             weights[name] = mx.array(rng.uniform(-0.1, 0.1, shape).astype(np.float32))
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
@@ -470,6 +470,23 @@ def test_refuses_when_the_disk_is_full(tmp_path: Path, monkeypatch, capsys) -> N
     assert exporter.main([str(folder), "--type", "bf16"]) == 1
     assert re.search(r": 8 MB needed, 5 MB free; make room or ask for fewer types\n", capsys.readouterr().err)
     assert not list(folder.glob("*.gguf"))
+
+
+def test_config_means_what_mlx_lm_reads() -> None:
+    theirs = {field.name: field.default for field in dataclasses.fields(ModelArgs) if field.name != "model_type"}
+    assert {field.name: field.default for field in dataclasses.fields(exporter.Config)} == theirs
+
+
+def test_refuses_to_check_another_file(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "other.gguf"
+    for content in (b"", b"not one", b"GGUF\3\0\0\0" + bytes(16)):
+        path.write_bytes(content)
+        with pytest.raises(
+            exporter.ExportError, match=r"other\.gguf: not a whole GGUF file of type f32, .*, q6_k; export it again"
+        ):
+            exporter.read_fields(path)
+    assert exporter.main(["--check", "no.gguf"]) == 1
+    assert capsys.readouterr().err == "no.gguf: not there; run ./fuse.sh, which writes it\n"
 
 
 def test_usage(capsys) -> None:
