@@ -529,6 +529,16 @@ def test_modelfile_renders_as_the_chat_template(files: dict[str, Path], referenc
     assert 'PARAMETER stop "<end_of_turn>"\nPARAMETER temperature 0\n' in text
 
 
+@pytest.mark.parametrize("types", [["q3_k"], ["q8_0", "Q6_K"], [""], []])
+def test_fuse_sh_refuses_a_type_before_it_fuses(types: list[str], tmp_path: Path) -> None:
+    for name in ("adapters.safetensors", "adapter_config.json", "prompt.toml"):
+        (tmp_path / name).touch()
+    paths = {"ADAPTER_PATH": str(tmp_path), "FUSED_PATH": str(tmp_path / "fused")}
+    done = run(ROOT / "fuse.sh", "--type", *types, VENV=sys.prefix, MODEL=TINY, **paths)
+    wrong = types[-1] if types else ""
+    assert (done.returncode, done.stderr) == (2, f"--type {wrong}: not one of {' '.join(exporter.TYPES)}\n")
+
+
 def test_chat_sh_asks_the_file(files: dict[str, Path], reference: exporter.Reference) -> None:
     asked = reference.asked
     slang = (files["f32"].parent.parent / "source.txt").read_text(encoding="utf-8").split("::")[0]
