@@ -457,6 +457,7 @@ def test_stopped_half_way_it_leaves_the_folder_as_it_was(number: int, tmp_path: 
     folder = random_model(tmp_path / "model", tied=True)
     (folder / "model-BF16.gguf").write_text("the last export")
     before = sorted(folder.iterdir())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
     monkeypatch.setattr(exporter, "quantize", lambda values, type: os.kill(os.getpid(), number))
     assert exporter.main([str(folder), "--type", "bf16", "q8_0"]) == 130
     assert capsys.readouterr().err == "Stopped; no file was written or changed\n"
