@@ -26,6 +26,7 @@ flags=(
   # --dequantize # when MODEL is a 4-bit or 8-bit one
 )
 types=(bf16 q4_k_m) # the Modelfile is for the last one
+known="f32 f16 bf16 q8_0 q4_0 q4_k_m q5_k_m q6_k"
 check=(
   --dictionary "$DICTIONARY"
   --questions 200 # asked of both; each adds a second or two with the 1B model
@@ -48,6 +49,17 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+# Now, not after a minute of fusing.
+for type in "${types[@]-}"; do
+  case " $known " in
+    *" ${type:- } "*) ;;
+    *)
+      printf '%s\n' "--type $type: not one of $known" >&2
+      exit 2
+      ;;
+  esac
+done
+
 run mlx_lm.fuse "${flags[@]}"
 cp "$ADAPTER_PATH/prompt.toml" "$FUSED_PATH/prompt.toml"
 printf 'Fused into %s. Talk to it: MODEL=%s ADAPTER_PATH= ./chat.sh "pura vida"\n' "$FUSED_PATH" "$FUSED_PATH" >&2
@@ -55,7 +67,7 @@ printf 'Fused into %s. Talk to it: MODEL=%s ADAPTER_PATH= ./chat.sh "pura vida"\
 
 # mlx-community/gemma-3-1b-it-bf16 -> gemma-3-1b-it-slang
 name="$(basename "$MODEL" | sed -E 's/-(bf16|fp16|[0-9]+bit.*)$//')-slang"
-run python -m slang.gguf "$FUSED_PATH" --name "$name" --type ${types[@]+"${types[@]}"}
+run python -m slang.gguf "$FUSED_PATH" --name "$name" --type "${types[@]}"
 files=()
 for type in "${types[@]}"; do
   files+=("$FUSED_PATH/$name-$(printf '%s' "$type" | tr '[:lower:]' '[:upper:]').gguf")

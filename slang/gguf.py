@@ -15,26 +15,25 @@ import ctypes
 import json
 import re
 import shutil
+import signal
 import struct
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 import gguf
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 import numpy as np
 from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
-from mlx_lm.models.gemma3_text import ModelArgs
 from tqdm import tqdm
 
 from slang import dictionary, jsonl, prompt
@@ -50,12 +49,11 @@ TYPES = {
     "q5_k_m": (LlamaFileType.MOSTLY_Q5_K_M, GGML.Q5_K),
     "q6_k": (LlamaFileType.MOSTLY_Q6_K, GGML.Q6_K),
 }
-UNQUANTIZED = (GGML.F32, GGML.F16, GGML.BF16)
 # Where a row is no multiple of a K-quant's 256 values, as in the 1B model's 1152 (llama.cpp, tensor_type_fallback).
 FALLBACK = {GGML.Q4_K: GGML.Q5_0, GGML.Q5_K: GGML.Q5_1, GGML.Q6_K: GGML.Q8_0}
 STORED = {"F32": (GGML.F32, np.float32), "F16": (GGML.F16, np.float16), "BF16": (GGML.BF16, np.uint16)}  # safetensors dtypes
 ALIGNMENT = 32  # bytes, GGUF's default
-CHUNK = 1 << 22  # values converted at a time: 16 MB of float32
+CHUNK = 1 << 19  # values at a time; with eight times as many the kernel spends 5 s on a 2 GB file instead of 0.7
 END_OF_TURN = "<end_of_turn>"
 IMAGE_TOKEN = "<image_soft_token>"  # in the tokenizer of the text models too, without a row in the embedding
 GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
@@ -80,7 +78,7 @@ class Tensor:
 
     def map(self) -> np.ndarray:
         """The values on disk, bf16 as uint16; nothing is read before it is used."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape))
 
 
 def read_json(path: Path) -> dict:
@@ -128,13 +126,7 @@ def ggml() -> ctypes.CDLL:
 
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        *[ctypes.c_int64] * 3,
-        ctypes.c_void_p,
-    ]
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     return library
 
 
@@ -157,7 +149,31 @@ def n_bytes(shape: tuple[int, ...], type: GGML) -> int:
 # ------------------------------------------------------------------------------------------------ what goes into the file
 
 
-def read_config(folder: Path) -> ModelArgs:
+@dataclass(frozen=True)
+class Config:
+    """What counts of config.json, with mlx_lm's values where it says nothing.
+
+    They are those of mlx_lm.models.gemma3_text.ModelArgs, whose import takes 1.5 s: as long as copying the 1B model.
+    """
+
+    hidden_size: int = 1152
+    num_hidden_layers: int = 26
+    intermediate_size: int = 6912
+    num_attention_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    vocab_size: int = 262144
+    num_key_value_heads: int = 1
+    rope_theta: float = 1e6
+    rope_local_base_freq: float = 1e4
+    query_pre_attn_scalar: float = 256
+    sliding_window: int = 512
+    sliding_window_pattern: int = 6
+    max_position_embeddings: int = 32768
+    rope_scaling: dict | None = None
+
+
+def read_config(folder: Path) -> Config:
     """config.json as mlx_lm reads it. Raises ExportError for a model that llama.cpp would compute otherwise."""
     path = folder / "config.json"
     config = read_json(path)
@@ -170,7 +186,7 @@ def read_config(folder: Path) -> ModelArgs:
         raise ExportError(f"{path}: model_type is {kind!r}; only gemma3_text can be exported")
     if config.get("quantization") or config.get("quantization_config"):
         raise ExportError(f"{path}: the model is quantised; fuse it with ./fuse.sh --dequantize")
-    args = ModelArgs.from_dict(config)
+    args = Config(**{field.name: config[field.name] for field in fields(Config) if field.name in config})
     layers = config.get("layer_types") or []
     full = [n for n, kind in enumerate(layers) if kind == "full_attention"]
     if args.sliding_window_pattern != 6 or (layers and full != list(range(5, len(layers), 6))):
@@ -183,7 +199,7 @@ def read_config(folder: Path) -> ModelArgs:
     return args
 
 
-def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
+def expected_shapes(args: Config) -> dict[str, tuple[int, ...]]:
     """Every tensor that mlx_lm's gemma3_text has."""
     hidden, inner, head = args.hidden_size, args.intermediate_size, args.head_dim
     q, kv = args.num_attention_heads * head, args.num_key_value_heads * head
@@ -208,7 +224,7 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def select_tensors(folder: Path, args: ModelArgs) -> dict[str, Tensor]:
+def select_tensors(folder: Path, args: Config) -> dict[str, Tensor]:
     """The tensors of the file by their GGUF names, in llama.cpp's order. Raises ExportError for one too many, few or large."""
     tensors, shapes = read_tensors(folder), expected_shapes(args)
     if unknown := sorted(set(tensors) - set(shapes)):
@@ -232,7 +248,7 @@ def tensor_type(name: str, shape: tuple[int, ...], kind: str, n_layers: int, tie
     if len(shape) == 1:
         return GGML.F32
     type = TYPES[kind][1]
-    if type in UNQUANTIZED:
+    if type in (GGML.F32, GGML.F16, GGML.BF16):
         return type
     if name == ("token_embd.weight" if tied else "output.weight"):
         type = GGML.Q8_0 if type == GGML.Q8_0 or shape[-1] % gguf.GGML_QUANT_SIZES[type][0] else GGML.Q6_K
@@ -253,16 +269,17 @@ def encode(name: str, tensor: Tensor, type: GGML, q_scale: float) -> Iterator[np
     step = max(1, CHUNK // tensor.shape[-1])
     for start in range(0, len(stored), step):
         piece = stored[start : start + step]
-        values = None if piece.dtype == np.uint16 and type == GGML.BF16 else float32(piece)
-        finite = (piece & 0x7F80).max() < 0x7F80 if values is None else np.isfinite(values).all()
+        # bf16 as an integer: all bits of the exponent are set in NaN and infinity alone.
+        finite = (piece & 0x7F80).max() < 0x7F80 if piece.dtype == np.uint16 else np.isfinite(piece).all()
+        values = piece if tensor.type == type else float32(piece)
         if not finite or (type == GGML.F16 and np.abs(values).max() > 65504):
             raise ExportError(
                 f"{tensor.path}: {name} holds NaN, infinity or more than {type.name} can; train with a lower rate"
             )
-        yield piece if values is None else quantize(values, type)
+        yield piece if tensor.type == type else quantize(values, type)
 
 
-def q_scale(args: ModelArgs) -> float:
+def q_scale(args: Config) -> float:
     """What q_norm is multiplied by: mlx_lm scales by query_pre_attn_scalar, llama.cpp by head_dim (27B: hidden / heads)."""
     theirs = args.hidden_size // args.num_attention_heads if args.num_hidden_layers == 62 else args.head_dim
     return (theirs / args.query_pre_attn_scalar) ** 0.5
@@ -283,22 +300,21 @@ def read_vocabulary(folder: Path, n_rows: int) -> tuple[list[str], list[float], 
     by_id |= {n: token["content"] for n, token in added.items()}
     if (last := max(by_id)) >= n_rows:
         raise ExportError(f"{path}: token {by_id[last]!r} has id {last}, but the embedding has only {n_rows} rows")
-    scores: dict[str, float] = {}
-    for rank, merge in enumerate(model["merges"]):
-        scores.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), -float(rank))
-    pieces, types = [], []
-    for n in range(n_rows):
-        piece = by_id.get(n, f"[PAD{n}]")
-        type = token_type(piece, added.get(n)) if n in by_id else TokenType.UNUSED
-        pieces.append(piece.replace("\u2581", " ") if type == TokenType.USER_DEFINED else piece)
-        types.append(type)
-    normal = (TokenType.NORMAL, TokenType.BYTE)
-    lowest = -float(len(model["merges"]))
-    return pieces, [scores.get(p, lowest) if t in normal else -1000.0 for p, t in zip(pieces, types, strict=True)], types
+    made = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]]
+    ranked = dict(zip(reversed(made), (-np.arange(len(made), dtype=float)[::-1]).tolist(), strict=True))  # the first rank stays
+    types = [token_type(by_id.get(n), added.get(n)) for n in range(n_rows)]
+    pieces, scores, lowest = [by_id.get(n, f"[PAD{n}]") for n in range(n_rows)], [], -float(len(made))
+    for n, type in enumerate(types):
+        if type == TokenType.USER_DEFINED:
+            pieces[n] = pieces[n].replace("\u2581", " ")
+        scores.append(ranked.get(pieces[n], lowest) if type in (TokenType.NORMAL, TokenType.BYTE) else -1000.0)
+    return pieces, scores, types
 
 
-def token_type(piece: str, added: dict | None) -> TokenType:
+def token_type(piece: str | None, added: dict | None) -> TokenType:
     """Added tokens are found in a text before it is split; a CONTROL one only where the caller allows it."""
+    if piece is None:
+        return TokenType.UNUSED
     if added:
         control = added.get("special") or re.fullmatch(r"<pad>|<mask>|<unused\d+>", piece)
         return TokenType.CONTROL if control else TokenType.USER_DEFINED
@@ -334,7 +350,7 @@ def modelfile(file: str, system: str) -> str:
     )
 
 
-def metadata(folder: Path, args: ModelArgs, name: str, system: str) -> dict[str, object]:
+def metadata(folder: Path, args: Config, name: str, system: str) -> dict[str, object]:
     """Everything but the tensors and the file type, by its key (ggml/docs/gguf.md, llama.cpp's llama-arch.cpp)."""
     pieces, scores, types = read_vocabulary(folder, args.vocab_size)
     scaling = args.rope_scaling or {}
@@ -476,22 +492,46 @@ MAX_TOKENS = 64  # of an answer
 N_PROBS = 256  # likeliest next tokens compared; the others count as one in the KL
 SLOTS = 4  # requests that llama.cpp works on at a time
 SMALL = 1 << 26  # bytes of a file whose model spends its time waiting for the other threads
-LOGIT_LIMIT = 0.02  # where no value was rounded: llama.cpp's f16 tables and cache cost 0.003, a wrong rope base 0.4 and more
+# Between float32 and float32, where the smallest mistake tried, a wrong rope base in a short chat, makes 0.8. What is left is
+# llama.cpp's GELU, a table of f16 values: in a float64 reference that table alone moved the logits of two adapters by 0.003 and
+# 0.005; llama.cpp was as far off, MLX 0.00002. Its defaults round more, cache and flash attention, to 0.007 and 0.014.
+LOGIT_LIMIT = 0.02
 # Mean over the questions, in nats; about five times what the tiny model and a 1B model lose.
 KL_LIMIT = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-3, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.05, "q4_k_m": 0.1, "q4_0": 0.2}
+
+
+def progress(items: Iterable, what: str, total: int) -> Iterable:
+    return tqdm(items, what, total, leave=False, disable=not sys.stderr.isatty())
+
+
+def need_file(path: Path) -> None:
+    if not path.is_file():
+        raise ExportError(f"{path}: not there; run ./fuse.sh, which writes it")
+
+
+def read_fields(path: Path) -> tuple[str, dict[str, gguf.ReaderField]]:
+    """A file's type, one of TYPES, and its metadata. Raises ExportError for another file."""
+    try:
+        fields = gguf.GGUFReader(path).fields
+        file_type = fields["general.file_type"].contents()
+        return next(kind for kind, (number, _) in TYPES.items() if number == file_type), fields
+    except (ValueError, LookupError, StopIteration):
+        raise ExportError(f"{path}: not a whole GGUF file of type {', '.join(TYPES)}; export it again with ./fuse.sh") from None
 
 
 class LlamaCpp:
     """llama.cpp's own server with one file, on loopback, through the xllamacpp package."""
 
-    def __init__(self, path: Path, n_ctx: int = 4096, slots: int = 1, gpu: bool = True):
+    def __init__(self, path: Path, n_ctx: int = 4096, slots: int = 1, gpu: bool = True, exact: bool = False):
         import xllamacpp
 
-        if not path.is_file():
-            raise ExportError(f"{path}: not there; run ./fuse.sh, which writes it")
+        need_file(path)
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = str(path), n_ctx * slots, slots
         params.verbosity, params.warmup, params.n_gpu_layers = -1, False, -1 if gpu else 0
+        if exact:  # nothing rounded to f16 on the way, whatever it costs
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if path.stat().st_size < SMALL:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         try:
@@ -514,12 +554,12 @@ class LlamaCpp:
     def posts(self, route: str, bodies: list[dict]) -> list[dict]:
         """Many requests, SLOTS at a time; the answers in the same order."""
         with ThreadPoolExecutor(SLOTS) as pool:
-            return list(pool.map(lambda body: self.post(route, **body), bodies))
+            replies = pool.map(lambda body: self.post(route, **body), bodies)
+            return list(progress(replies, f"llama.cpp {route}", len(bodies)))
 
-    def ask(self, question: str) -> tuple[str, bool]:
-        """The greedy answer to a user's message, in a chat without a system message, and whether it came to its end."""
-        choice = self.post("/v1/chat/completions", **greedy(question))["choices"][0]
-        return choice["message"]["content"], choice["finish_reason"] == "stop"
+    def ask(self, question: str) -> str:
+        """The greedy answer to a user's message, in a chat without a system message."""
+        return self.post("/v1/chat/completions", **greedy(question))["choices"][0]["message"]["content"].strip()
 
 
 def greedy(question: str) -> dict:
@@ -544,7 +584,9 @@ class Reference:
     """What MLX says in float32: worked out once, then compared with any number of files."""
 
     def __init__(self, folder: Path, entries: list[dictionary.Entry], n_questions: int, n_choices: int, seed: int = 42):
-        self.folder, self.asked = folder, load_prompt(folder)
+        import mlx_lm  # 1.5 s, which --ask and an export do without
+
+        self.asked = load_prompt(folder)
         self.net, self.tokenizer = mlx_lm.load(str(folder))
         self.net.set_dtype(mx.float32)
         hidden = self.net.args.hidden_size**0.5
@@ -560,7 +602,8 @@ class Reference:
         self.questions = [forms[n % len(forms)].replace("{slang}", slangs[n // len(forms)]) for n in pairs]
         self.chats = [self.tokens(self.asked.chat(question)) for question in self.questions]
         self.texts = self.contexts([m for slang in slangs for m in meanings[slang]])
-        self.logits = [self.next_logits(tokens) for tokens in self.chats + self.texts]
+        contexts = self.chats + self.texts
+        self.logits = [self.next_logits(tokens) for tokens in progress(contexts, "MLX logits", len(contexts))]
         reply = mlx_lm.batch_generate(self.net, self.tokenizer, self.chats, max_tokens=MAX_TOKENS, return_token_ids=True)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in reply.token_ids]
         self.answers = list(zip(texts, [len(t) < MAX_TOKENS for t in reply.token_ids], strict=True))
@@ -581,9 +624,15 @@ class Reference:
     def window(self) -> int:
         return self.net.args.sliding_window
 
-    def render(self, messages: prompt.Messages, **options) -> str:
+    @property
+    def special(self) -> dict[str, int]:
+        """The ids of the tokens with a task, by their GGUF names."""
+        t, end = self.tokenizer, self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        return {"bos": t.bos_token_id, "eos": t.eos_token_id, "eot": end, "unknown": t.unk_token_id, "padding": t.pad_token_id}
+
+    def render(self, messages: prompt.Messages) -> str:
         """The chat as text, up to where the model's turn begins; without <bos>, which both add as a token."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text.removeprefix(self.tokenizer.bos_token)
 
     def tokens(self, messages: prompt.Messages) -> list[int]:
@@ -597,7 +646,8 @@ class Reference:
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """Running text of lengths around the sliding window and far beyond it."""
-        tokens = self.tokenizer.encode(" ".join(texts[:1000]), add_special_tokens=False)
+        # Text by text: a single one of more tokens than the model's context makes transformers warn.
+        tokens = [token for text in texts[:1000] for token in self.tokenizer.encode(f" {text}", add_special_tokens=False)]
         tokens *= 1 + 8 * self.window // len(tokens)
         lengths = [self.window + n for n in (-self.window // 2, -1, 0, 1, 2, self.window // 2, self.window, 2 * self.window)]
         return [[self.tokenizer.bos_token_id, *tokens[9 * n : 9 * n + length - 1]] for n, length in enumerate(lengths)]
@@ -624,6 +674,10 @@ class Row:
     llama_cpp: str
     ok: bool
     limit: str = ""
+
+
+def all_equal(figure: str, equal: int, of: int) -> Row:
+    return Row(figure, str(of), str(equal), equal == of, "all")
 
 
 def compare_next(llama_cpp: LlamaCpp, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
@@ -664,7 +718,7 @@ def compare_choices(llama_cpp: LlamaCpp, reference: Reference) -> np.ndarray:
     return np.array(scores).reshape(-1, 4)
 
 
-def system_prompt_problems(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> tuple[int, int]:
+def equal_system_prompts(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> tuple[int, int]:
     """(equal, all): chats rendered by llama.cpp as MLX was trained on them, and the Modelfile's SYSTEM."""
     asked, question = reference.asked, reference.questions[0]
     user = {"role": "user", "content": question}
@@ -685,32 +739,28 @@ def check(path: Path, reference: Reference) -> list[Row]:
     longest = max(
         len(tokens) for tokens in [*reference.chats, *reference.texts, *(c[0] + max(c[1], key=len) for c in reference.choices)]
     )
-    llama_cpp = LlamaCpp(path, n_ctx=longest + MAX_TOKENS + 32, slots=SLOTS, gpu=False)
-    file_type = int(gguf.GGUFReader(path).fields["general.file_type"].contents())
-    kind = next(kind for kind, (number, _) in TYPES.items() if number == file_type)
+    kind, stated = read_fields(path)
     exact = kind == "f32"  # with f16 and bf16 weights llama.cpp rounds the activations too
-    n = len(reference.questions)
+    llama_cpp = LlamaCpp(path, n_ctx=longest + MAX_TOKENS + 32, slots=SLOTS, gpu=False, exact=exact)
 
+    equal, types = 0, stated["tokenizer.ggml.token_type"]
+    for name, token in reference.special.items():
+        field = stated.get(f"tokenizer.ggml.{name}_token_id")
+        equal += field is not None and field.contents() == token and types.contents(token) == TokenType.CONTROL
+    rows = [all_equal("tokens that begin, stop and fill", equal, len(reference.special))]
     texts = [reference.render(reference.asked.chat(question)) for question in reference.questions]
     replies = llama_cpp.posts("/tokenize", [{"content": text, "add_special": True, "parse_special": True} for text in texts])
     equal = sum(reply["tokens"] == tokens for reply, tokens in zip(replies, reference.chats, strict=True))
-    rows = [Row("chats cut into the same tokens", str(n), str(equal), equal == n, "all")]
-    equal, of = system_prompt_problems(llama_cpp, reference, path)
-    rows.append(Row("chats with the trained system prompt", str(of), str(equal), equal == of, "all"))
+    rows.append(all_equal("chats cut into the same tokens", equal, len(texts)))
+    rows.append(all_equal("chats with the trained system prompt", *equal_system_prompts(llama_cpp, reference, path)))
 
     differences, kls = compare_next(llama_cpp, reference)
     beyond = np.array([len(tokens) > reference.window for tokens in reference.chats + reference.texts])
-    for where, chosen in ((f"up to {reference.window} tokens", ~beyond), (f"beyond {reference.window} tokens", beyond)):
+    for where, chosen in (("up to", ~beyond), ("beyond", beyond)):
+        figure = f"next-token logits, {where} {reference.window} tokens ({chosen.sum()})"
         most = differences[chosen].max(initial=0)
-        rows.append(
-            Row(
-                f"next-token logits, {where} ({chosen.sum()})",
-                "",
-                f"{most:.4f} off",
-                not exact or most <= LOGIT_LIMIT,
-                f"{LOGIT_LIMIT}" if exact else "",
-            )
-        )
+        ok = not exact or most <= LOGIT_LIMIT
+        rows.append(Row(figure, "", f"{most:.4f} off", ok, f"{LOGIT_LIMIT}" if exact else ""))
     kl_limit = KL_LIMIT[kind]
     rows.append(Row("next-token KL, mean nats", "", f"{kls.mean():.5f}", kls.mean() <= kl_limit, f"{kl_limit}"))
 
@@ -764,10 +814,13 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if (args.folder is not None) + bool(args.check) + bool(args.ask) != 1:
         p.error("give a folder to export, or --check FILE, or --ask FILE QUESTION")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a file of 2 GB goes away then too, as with Ctrl-C
     try:
         if args.ask:
-            print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1])[0].strip())
+            print(LlamaCpp(Path(args.ask[0])).ask(args.ask[1]))
         elif args.check:
+            for path in args.check:
+                need_file(path)
             reference = Reference(
                 args.model or args.check[0].parent, read_entries(args.dictionary), args.questions, args.choices
             )
@@ -783,6 +836,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; no file was written or changed", file=sys.stderr)
+        return 130
     return 1
 
 

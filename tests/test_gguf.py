@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--batch-size",
         "8",
         "--learning-rate",
-        "5e-4",
+        "1e-3",
         "--mask-prompt",
         "--num-layers",
         "-1",
@@ -166,11 +167,14 @@ def wrong_attention_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exporter, "q_scale", lambda args: 0.9)
 
 
+def as_text(patch: pytest.MonkeyPatch, token: str) -> None:
+    original, normal = exporter.token_type, gguf.TokenType.NORMAL
+    patch.setattr(exporter, "token_type", lambda piece, added: normal if piece == token else original(piece, added))
+
+
 @mutation("chats cut into the same tokens")
 def wrong_token_type(patch: pytest.MonkeyPatch) -> None:
-    original = exporter.token_type
-    normal = gguf.TokenType.NORMAL
-    patch.setattr(exporter, "token_type", lambda p, added: normal if p == "<start_of_turn>" else original(p, added))
+    as_text(patch, "<start_of_turn>")
 
 
 @mutation("chats cut into the same tokens")
@@ -182,6 +186,33 @@ def scores_upside_down(patch: pytest.MonkeyPatch) -> None:
         return pieces, [-score for score in scores], types
 
     patch.setattr(exporter, "read_vocabulary", read_vocabulary)
+
+
+def wrong_metadata(patch: pytest.MonkeyPatch, change: Callable[[dict], None]) -> None:
+    original = exporter.metadata
+
+    def metadata(*arguments):
+        values = original(*arguments)
+        change(values)
+        return values
+
+    patch.setattr(exporter, "metadata", metadata)
+
+
+# llama.cpp itself puts the next three right, by the name <end_of_turn>, and stops; other programs do as the file says.
+@mutation("tokens that begin, stop and fill")
+def missing_stop_token(patch: pytest.MonkeyPatch) -> None:
+    wrong_metadata(patch, lambda values: values.pop("tokenizer.ggml.eot_token_id"))
+
+
+@mutation("tokens that begin, stop and fill")
+def wrong_stop_token(patch: pytest.MonkeyPatch) -> None:
+    wrong_metadata(patch, lambda values: values.update({"tokenizer.ggml.eot_token_id": 10}))  # <start_of_turn>
+
+
+@mutation("tokens that begin, stop and fill")
+def stop_token_as_text(patch: pytest.MonkeyPatch) -> None:
+    as_text(patch, "<end_of_turn>")
 
 
 @mutation("chats with the trained system prompt")
@@ -231,7 +262,7 @@ def random_model(folder: Path, tied: bool) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(7)
     weights = {}
-    for name, shape in exporter.expected_shapes(ModelArgs.from_dict(config)).items():
+    for name, shape in exporter.expected_shapes(exporter.read_config(folder)).items():
         if name != "lm_head.weight" or not tied:
             weights[name] = mx.array(rng.uniform(-0.1, 0.1, shape).astype(np.float32))
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
@@ -421,12 +452,42 @@ def test_refuses_in_one_line_and_writes_nothing(case: str, tmp_path: Path, capsy
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_half_way_it_leaves_the_folder_as_it_was(number: int, tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = random_model(tmp_path / "model", tied=True)
+    (folder / "model-BF16.gguf").write_text("the last export")
+    before = sorted(folder.iterdir())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+    monkeypatch.setattr(exporter, "quantize", lambda values, type: os.kill(os.getpid(), number))
+    assert exporter.main([str(folder), "--type", "bf16", "q8_0"]) == 130
+    assert capsys.readouterr().err == "Stopped; no file was written or changed\n"
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "model-BF16.gguf").read_text() == "the last export"
+
+
 def test_refuses_when_the_disk_is_full(tmp_path: Path, monkeypatch, capsys) -> None:
     folder = random_model(tmp_path / "model", tied=True)
     monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5_000_000))
     assert exporter.main([str(folder), "--type", "bf16"]) == 1
     assert re.search(r": 8 MB needed, 5 MB free; make room or ask for fewer types\n", capsys.readouterr().err)
     assert not list(folder.glob("*.gguf"))
+
+
+def test_config_means_what_mlx_lm_reads() -> None:
+    theirs = {field.name: field.default for field in dataclasses.fields(ModelArgs) if field.name != "model_type"}
+    assert {field.name: field.default for field in dataclasses.fields(exporter.Config)} == theirs
+
+
+def test_refuses_to_check_another_file(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "other.gguf"
+    for content in (b"", b"not one", b"GGUF\3\0\0\0" + bytes(16)):
+        path.write_bytes(content)
+        with pytest.raises(
+            exporter.ExportError, match=r"other\.gguf: not a whole GGUF file of type f32, .*, q6_k; export it again"
+        ):
+            exporter.read_fields(path)
+    assert exporter.main(["--check", "no.gguf"]) == 1
+    assert capsys.readouterr().err == "no.gguf: not there; run ./fuse.sh, which writes it\n"
 
 
 def test_usage(capsys) -> None:
@@ -469,11 +530,21 @@ def test_modelfile_renders_as_the_chat_template(files: dict[str, Path], referenc
     assert 'PARAMETER stop "<end_of_turn>"\nPARAMETER temperature 0\n' in text
 
 
+@pytest.mark.parametrize("types", [["q3_k"], ["q8_0", "Q6_K"], [""], []])
+def test_fuse_sh_refuses_a_type_before_it_fuses(types: list[str], tmp_path: Path) -> None:
+    for name in ("adapters.safetensors", "adapter_config.json", "prompt.toml"):
+        (tmp_path / name).touch()
+    paths = {"ADAPTER_PATH": str(tmp_path), "FUSED_PATH": str(tmp_path / "fused")}
+    done = run(ROOT / "fuse.sh", "--type", *types, VENV=sys.prefix, MODEL=TINY, **paths)
+    wrong = types[-1] if types else ""
+    assert (done.returncode, done.stderr) == (2, f"--type {wrong}: not one of {' '.join(exporter.TYPES)}\n")
+
+
 def test_chat_sh_asks_the_file(files: dict[str, Path], reference: exporter.Reference) -> None:
     asked = reference.asked
     slang = (files["f32"].parent.parent / "source.txt").read_text(encoding="utf-8").split("::")[0]
     done = run(ROOT / "chat.sh", "--gguf", files["f32"], slang, VENV=sys.prefix)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == exporter.LlamaCpp(files["f32"]).ask(asked.ask(slang)[-1]["content"])[0].strip() + "\n"
+    assert done.stdout == exporter.LlamaCpp(files["f32"]).ask(asked.ask(slang)[-1]["content"]) + "\n"
     missing = run(ROOT / "chat.sh", "--gguf", "no.gguf", slang, VENV=sys.prefix)
     assert (missing.returncode, missing.stderr) == (1, "no.gguf: not there; run ./fuse.sh, which writes it\n")
