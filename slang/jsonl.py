@@ -83,9 +83,9 @@ def parse(line: bytes) -> dict | str:
     if roles not in ROLES:
         return f"roles are {roles}; they have to be user, assistant, with or without a system message before them"
     contents = [message.get("content") for message in messages]
-    for role, content in zip(roles, contents, strict=True):
+    for content in contents:
         if not isinstance(content, str) or not content.strip():
-            return f"the {role} message has no text; write its content as a string"
+            return f"the {roles[contents.index(content)]} message has no text; write its content as a string"
     if special_token("\0".join(contents)):  # \0, for a token does not go from one message into the next
         role, token = next((r, t) for r, c in zip(roles, contents, strict=True) if (t := special_token(c)))
         return f"special token {token!r} in the {role} message; take it out"
@@ -110,8 +110,10 @@ def records(path: str | Path) -> Iterator[tuple[int, int, bytes, dict] | Problem
             if not (text := line.strip()):
                 continue
             record = parse(text)
-            yield Problem(str(path), number, record) if isinstance(record, str) else (
-                number, start + line.find(text), text, record)  # fmt: skip
+            if isinstance(record, str):
+                yield Problem(str(path), number, record)
+            else:
+                yield number, start + len(line) - len(line.lstrip()), text, record
 
 
 def answer(record: dict) -> str:
