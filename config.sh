@@ -87,7 +87,8 @@ need_venv() {
   wanted="$(cat requirements.txt "$requirements" | sort -u)"
   export PATH="$VENV/bin:$PATH"
   # What is installed for the tests serves the wrappers too, as long as requirements.txt is in it.
-  if [ -f "$stamp" ] && [ -z "$(printf '%s\n' "$wanted" | sort -u | comm -23 - "$stamp")" ]; then
+  # Its python is a link, to nothing once that Python is uninstalled or updated away.
+  if [ -f "$stamp" ] && [ -x "$VENV/bin/python" ] && [ -z "$(printf '%s\n' "$wanted" | sort -u | comm -23 - "$stamp")" ]; then
     return
   fi
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||

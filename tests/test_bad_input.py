@@ -383,6 +383,7 @@ def on_disk(id: str, kind: str, command: str, message: str, **more) -> Case:
     return Case(id, kind + command, 1, message, arrange=lambda d: (d / "disk").mkdir(), **more)
 
 
+INSTALLED = b"\n".join(sorted((ROOT / "requirements.txt").read_bytes().splitlines())) + b"\n"
 OUT = MAKE.replace("out.jsonl", "disk/out.jsonl")
 MACHINE = [
     on_disk("full-disk", FULL, OUT, "{d}/disk/out.jsonl: No space left on device; make room and run this again",
@@ -401,6 +402,9 @@ MACHINE = [
     Case("python-too-old", "./chat.sh", 1, "{d}/old: Python 3.11 or newer is needed; install it and set PYTHON, for instance "
          "PYTHON=python3.12 ./chat.sh", {"old": b"#!/bin/sh\nexit 1\n"}, lambda d: (d / "old").chmod(0o755),
          {"PYTHON": "{d}/old", "VENV": "{d}/venv"}),
+    Case("python-updated-away", "./chat.sh", 1, "{d}/old: Python 3.11 or newer is needed; install it and set PYTHON, for "
+         "instance PYTHON=python3.12 ./chat.sh", {"old": b"#!/bin/sh\nexit 1\n", "venv/installed-for.txt": INSTALLED},
+         lambda d: (d / "old").chmod(0o755), {"PYTHON": "{d}/old", "VENV": "{d}/venv"}),
     Case("python-without-venv", "./chat.sh", 1, "{d}/bare: its venv module is missing; on Debian or Ubuntu: apt install "
          "python3-venv", {"bare": b'#!/bin/sh\ncase "$2" in *version*) exit 0 ;; esac\nexit 1\n'},
          lambda d: (d / "bare").chmod(0o755), {"PYTHON": "{d}/bare", "VENV": "{d}/venv"}),
