@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Talk to the adapted model, with the system prompt that it was trained with.
 #
-#   ./chat.sh                                            a conversation (mlx_lm.chat): r starts anew, q leaves
+#   ./chat.sh                                            a conversation (mlx_lm.chat): r starts anew, q or Ctrl-D leaves
 #   ./chat.sh "pura vida"                                one answer on stdout; a bare slang is asked in the first question form
 #   ./chat.sh 'Qué significa en Costa Rica "pura vida"?' one answer; a question is asked as it stands
 #   ./chat.sh --baseline [...]                           the base model, for comparison
@@ -73,7 +73,7 @@ system="$(python -m slang.prompt system "$prompt")"
 flags+=("--system-prompt=$system") # one word, for a prompt that begins with a dash
 
 if [ -z "$question" ]; then
-  run mlx_lm.chat "${flags[@]}"
+  run python -m slang.chat "${flags[@]}"
 else
   asked="$(python -m slang.prompt question "$prompt" "$question")"
   # Through stdin: given as an argument, mlx_lm.generate would read a \n in the question as a line break.

@@ -59,8 +59,9 @@ def stub(tmp_path) -> Path:
     """A .venv whose mlx_lm commands print their arguments, one a line, and do nothing else."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
-    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.chat", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
-    for name, body in {**commands, "python": f'exec "{sys.executable}" "$@"'}.items():
+    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
+    python = f'case "$2" in slang.chat) printf "%s\\n" "$@" ;; *) exec "{sys.executable}" "$@" ;; esac'
+    for name, body in {**commands, "python": python}.items():
         command = venv / "bin" / name
         command.write_text(f"#!/bin/sh\n{body}\n")
         command.chmod(0o755)
@@ -133,7 +134,7 @@ def test_chat_question_baseline_flags_and_conversation(stub, adapter):
     assert chat("¿Qué es \\n un mae?").endswith("¿Qué es \\n un mae?")
     baseline = chat("--baseline", "mae", "--temp", "0.7")
     assert "--adapter-path" not in baseline and flags_of(baseline)["--temp"] == "0.7"
-    assert "/mlx_lm.chat" in chat() and "--prompt" not in flags_of(chat())
+    assert chat().startswith("-m\nslang.chat\n") and "--prompt" not in flags_of(chat())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
@@ -207,6 +208,9 @@ def test_chat_answers_once_as_trained_and_the_fused_model_too(trained):
     assert answer.stdout.strip() in SLANGS["pura vida"]
     baseline = run(ROOT / "chat.sh", "--baseline", question, **trained)
     assert baseline.returncode == 0 and baseline.stdout != answer.stdout
+
+    left = run(ROOT / "chat.sh", stdin="pura vida\n", **trained)  # what follows is the end of the input, as by Ctrl-D
+    assert left.returncode == 0 and "Traceback" not in left.stderr, left.stderr
 
     fused = run(ROOT / "fuse.sh", **trained)
     assert fused.returncode == 0, fused.stderr
