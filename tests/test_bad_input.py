@@ -22,7 +22,6 @@ from slang.dictionary import LONGEST_LINE
 
 GOOD = b"mae::Amigo.\n"
 ROW = {"slang": "mae", "meaning": "Amigo.", "messages": prompt.load(ROOT / "prompt.toml").train("mae", "Amigo.", 0)}
-FOREIGN = {"messages": [{"role": "user", "content": "Hola"}, {"role": "assistant", "content": "Hola."}]}
 
 
 def line(record: object) -> bytes:
@@ -258,12 +257,12 @@ DATA = {f"data/{name}.jsonl": line(ROW) for name in ("train", "valid", "test", "
 OTHER_DATA = {name: content.replace(b"Sos una persona", b"Eres alguien") for name, content in DATA.items()}
 
 
-def adapter(weights: bytes = ADAPTER, about: bytes = line(ABOUT), **others: bytes) -> dict[str, bytes]:
+def adapter(weights: bytes = ADAPTER, about: bytes = line(ABOUT)) -> dict[str, bytes]:
     return {"a/adapters.safetensors": weights, "a/adapter_config.json": about, "a/prompt.toml": PROMPT, **DATA}
 
 
 def model(**changes: bytes | None) -> Callable[[Path], None]:
-    """The tiny model, {d}/m, with some of its files replaced or left out; the name's first `_` is a dot."""
+    """The tiny model as {d}/m, with JSON files, or the `weights`, replaced or (None) left out."""
 
     def arrange(folder: Path) -> None:
         (folder / "m").mkdir()
@@ -348,7 +347,7 @@ MODELS = [
             MODEL="a/b", HF_HUB_OFFLINE="1", HF_HUB_CACHE="{d}/hub"),
     wrapper("hub-not-reached", "unshare -rn ./chat.sh --baseline mae", "mlx-community/none: no folder here, not downloaded "
             "yet, and Hugging Face did not give it (ConnectError); check the name and the connection, or try "
-            "MODEL=models/tiny-gemma3", MODEL="mlx-community/none"),
+            "MODEL=models/tiny-gemma3", MODEL="mlx-community/none", HF_HUB_OFFLINE="0"),
     wrapper("no-model-folder", "./fuse.sh", "tests/config.json: not there; MODEL has to name a model's folder", MODEL="tests"),
     base("model-without-weights", "{d}/m: no model*.safetensors; the folder holds no weights, " + AGAIN, model(weights=None)),
     base("model-cut-off", "{d}/m/model.safetensors: not a whole safetensors file (it ends too early); " + AGAIN,
@@ -613,6 +612,7 @@ def test_a_model_whose_licence_is_not_accepted(monkeypatch) -> None:
         raise type("GatedRepoError", (Exception,), {})
 
     monkeypatch.setattr("huggingface_hub.model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(model_files.Unusable) as error:
         model_files.find("google/none")
     assert str(error.value) == (
