@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Talk to the adapted model, with the system prompt that it was trained with.
 #
-#   ./chat.sh                                            a conversation (mlx_lm.chat): r starts anew, q leaves
+#   ./chat.sh                                            a conversation (mlx_lm.chat): r starts anew, q or Ctrl-D leaves
 #   ./chat.sh "pura vida"                                one answer on stdout; a bare slang is asked in the first question form
 #   ./chat.sh 'Qué significa en Costa Rica "pura vida"?' one answer; a question is asked as it stands
 #   ./chat.sh --baseline [...]                           the base model, for comparison
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --baseline) baseline=yes ;;
     --gguf)
-      [ $# -gt 1 ] || { printf 'chat.sh: --gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf\n' >&2; exit 2; }
+      [ $# -gt 1 ] || usage "--gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf"
       gguf="$2"
       shift
       ;;
@@ -38,7 +38,8 @@ while [ $# -gt 0 ]; do
       fi
       ;;
     *)
-      [ -z "$question" ] || { printf 'chat.sh: one question at a time; put it in quotes\n' >&2; exit 2; }
+      [ -n "${1//[[:space:]]/}" ] || usage "the question is empty; leave it out for a conversation"
+      [ -z "$question" ] || usage "one question at a time; put it in quotes"
       question="$1"
       ;;
   esac
@@ -48,16 +49,18 @@ done
 need_venv
 if [ -n "$gguf" ]; then
   need_file "$gguf" "run ./fuse.sh, which writes it"
-  [ -n "$question" ] || { printf 'chat.sh: --gguf answers one question; for a conversation: llama-cli -m %s\n' "$gguf" >&2; exit 2; }
+  [ -n "$question" ] || usage "--gguf answers one question; for a conversation: llama-cli -m $gguf"
   # The file brings its system prompt along; prompt.toml beside it has the question forms.
   prompt="$(dirname "$gguf")/prompt.toml"
   [ -f "$prompt" ] || prompt=prompt.toml
-  run python -m slang.gguf --ask "$gguf" "$(python -m slang.prompt question "$prompt" "$question")"
+  asked="$(python -m slang.prompt question "$prompt" "$question")"
+  run python -m slang.gguf --ask "$gguf" "$asked"
   exit
 fi
-need_model "$MODEL"
 prompt=prompt.toml
-if [ -z "$baseline" ] && [ -n "$ADAPTER_PATH" ]; then
+if [ -n "$baseline" ] || [ -z "$ADAPTER_PATH" ]; then
+  need_model
+else
   need_adapter
   flags+=(--adapter-path "$ADAPTER_PATH")
 fi
@@ -66,10 +69,11 @@ if [ -n "$ADAPTER_PATH" ] && [ -f "$ADAPTER_PATH/prompt.toml" ]; then
 elif [ -f "$MODEL/prompt.toml" ]; then
   prompt="$MODEL/prompt.toml"
 fi
-flags+=(--system-prompt "$(python -m slang.prompt system "$prompt")")
+system="$(python -m slang.prompt system "$prompt")"
+flags+=("--system-prompt=$system") # one word, for a prompt that begins with a dash
 
 if [ -z "$question" ]; then
-  run mlx_lm.chat "${flags[@]}"
+  run python -m slang.chat "${flags[@]}"
 else
   asked="$(python -m slang.prompt question "$prompt" "$question")"
   # Through stdin: given as an argument, mlx_lm.generate would read a \n in the question as a line break.

@@ -20,6 +20,11 @@ die() {
   exit 1
 }
 
+usage() {
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 2
+}
+
 # The comment at the top of a wrapper is its help.
 for argument in "$@"; do
   case "$argument" in
@@ -55,41 +60,25 @@ need_file() {
   [ -f "$file" ] || die "$file: not there; $*"
 }
 
-need_adapter() {
-  need_file "$ADAPTER_PATH/adapters.safetensors" "run ./train.sh first, or set ADAPTER_PATH to an adapter's folder"
-  need_file "$ADAPTER_PATH/adapter_config.json" "run ./train.sh again: the adapter's folder is not whole"
-  need_file "$ADAPTER_PATH/prompt.toml" "copy the prompt.toml that the adapter was trained with into its folder"
+# need_model: stop unless MODEL is a whole model's folder, or in the Hugging Face cache, or to be had from the hub.
+# shellcheck disable=SC2034  # fuse.sh reads model_folder
+need_model() {
+  model_folder="$(python -m slang.model_files "$MODEL" "$@")"
 }
 
-# need_model MODEL: stop unless it is a model's folder, or in the Hugging Face cache, or to be had from the hub.
-need_model() {
-  if [ -e "$1" ]; then
-    need_file "$1/config.json" "MODEL has to name a model's folder"
-    ls "$1"/model*.safetensors >/dev/null 2>&1 || die "$1: no model*.safetensors; the folder holds no weights"
-    return
-  fi
-  case "$1" in
-    /* | .* | ~* | models/* | */*/* | *[!A-Za-z0-9._/-]*) die "$1: no such folder; MODEL=models/tiny-gemma3 is the one in this repository" ;;
-  esac
-  local found
-  found="$(python - "$1" <<'PYTHON'
-import os, sys
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import disable_progress_bars, logging
-disable_progress_bars()
-logging.set_verbosity_error()
-for only_local in (True, False):
-    try:
-        snapshot_download(sys.argv[1], allow_patterns=["config.json"], local_files_only=only_local)
-        sys.exit()
-    except Exception as error:
-        reason = type(error).__name__
-print(reason)
-PYTHON
-)"
-  [ -z "$found" ] || die "$1: no folder here, not downloaded yet, and Hugging Face did not give it ($found);" \
-    "check the name and the connection, or try MODEL=models/tiny-gemma3"
+# need_adapter: the same, and stop unless the adapter's files are whole and fit it.
+need_adapter() {
+  need_model "$ADAPTER_PATH"
+}
+
+# need_writable VARIABLE FOLDER: stop unless files can be put there, now and not after the minutes that they take to make.
+need_writable() {
+  local there="$2" # or where it will be made
+  [ -n "$there" ] || die "$1 is empty; set it to a folder"
+  while [ ! -e "$there" ]; do
+    there="$(dirname "$there")"
+  done
+  { [ -d "$there" ] && [ -w "$there" ]; } || die "$2: not a folder that can be written; set $1 to another"
 }
 
 # need_venv [REQUIREMENTS]: a .venv that holds what the file asks for, made now if it is missing or the file has changed.
@@ -98,7 +87,8 @@ need_venv() {
   wanted="$(cat requirements.txt "$requirements" | sort -u)"
   export PATH="$VENV/bin:$PATH"
   # What is installed for the tests serves the wrappers too, as long as requirements.txt is in it.
-  if [ -f "$stamp" ] && [ -z "$(printf '%s\n' "$wanted" | sort -u | comm -23 - "$stamp")" ]; then
+  # Its python is a link, to nothing once that Python is uninstalled or updated away.
+  if [ -f "$stamp" ] && [ -x "$VENV/bin/python" ] && [ -z "$(printf '%s\n' "$wanted" | sort -u | comm -23 - "$stamp")" ]; then
     return
   fi
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||

@@ -43,7 +43,7 @@ for split in train valid test eval; do
 done
 need_adapter
 python -m slang.prompt check "$ADAPTER_PATH/prompt.toml" "$DATA/test.jsonl"
-need_model "$MODEL"
+need_writable RESULTS "$RESULTS"
 
 # test_loss ADAPTER_PATH: what mlx_lm.lora --test says; an empty path is the base model.
 test_loss() {

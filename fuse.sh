@@ -13,18 +13,6 @@
 # shellcheck source=config.sh
 . "$(dirname "$0")/config.sh"
 
-need_venv
-need_model "$MODEL"
-need_adapter
-[ ! -d "$FUSED_PATH" ] || [ -f "$FUSED_PATH/config.json" ] || [ -z "$(ls -A "$FUSED_PATH")" ] ||
-  die "$FUSED_PATH: holds something that is not a model; set FUSED_PATH to another folder"
-
-flags=(
-  --model "$MODEL"
-  --adapter-path "$ADAPTER_PATH"
-  --save-path "$FUSED_PATH"
-  # --dequantize # when MODEL is a 4-bit or 8-bit one
-)
 types=(bf16 q4_k_m) # the Modelfile is for the last one
 known="f32 f16 bf16 q8_0 q4_0 q4_k_m q5_k_m q6_k"
 check=(
@@ -34,6 +22,7 @@ check=(
 )
 
 gguf=yes
+more=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --no-gguf) gguf= ;;
@@ -44,7 +33,8 @@ while [ $# -gt 0 ]; do
         shift
       done
       ;;
-    *) flags+=("$1") ;;
+    --model* | --adapter-path* | --save-path*) usage "$1: set MODEL, ADAPTER_PATH or FUSED_PATH in its place" ;;
+    *) more+=("$1") ;;
   esac
   shift
 done
@@ -60,8 +50,30 @@ for type in "${types[@]-}"; do
   esac
 done
 
-run mlx_lm.fuse "${flags[@]}"
-cp "$ADAPTER_PATH/prompt.toml" "$FUSED_PATH/prompt.toml"
+need_venv
+need_adapter
+need_writable FUSED_PATH "$FUSED_PATH"
+mkdir -p "$FUSED_PATH"
+part="$FUSED_PATH/.part" # moved up when it is whole: an earlier model stays as it was when this one fails
+trap 'rm -rf "$part"' EXIT
+rm -rf "$part"
+[ -f "$FUSED_PATH/config.json" ] || [ -z "$(ls -A "$FUSED_PATH")" ] ||
+  die "$FUSED_PATH: holds something that is not a model; set FUSED_PATH to another folder"
+
+flags=(
+  --model "$MODEL"
+  --adapter-path "$ADAPTER_PATH"
+  --save-path "$part"
+  # --dequantize # when MODEL is a 4-bit or 8-bit one
+  ${more[@]+"${more[@]}"}
+)
+kilobytes="$(find -L "$model_folder" -name 'model*.safetensors' -exec du -Lk {} + | awk '{ sum += $1 } END { print sum + 0 }')"
+free="$(df -Pk "$FUSED_PATH" | awk 'NR == 2 { print $4 }')"
+[ "$kilobytes" -le "$free" ] || die "$FUSED_PATH: $((kilobytes / 1000)) MB needed, $((free / 1000)) MB free; make room"
+run mlx_lm.fuse "${flags[@]}" || die "mlx_lm.fuse failed, see above; $FUSED_PATH is as it was"
+cp "$ADAPTER_PATH/prompt.toml" "$part/prompt.toml"
+rm -f "$FUSED_PATH"/model*.safetensors # of another model, in another number of files
+mv "$part"/* "$FUSED_PATH"
 printf 'Fused into %s. Talk to it: MODEL=%s ADAPTER_PATH= ./chat.sh "pura vida"\n' "$FUSED_PATH" "$FUSED_PATH" >&2
 [ -n "$gguf" ] || exit 0
 

@@ -36,7 +36,8 @@ for split in train valid; do
   need_file "$DATA/$split.jsonl" "run python make_jsonl.py and python split_jsonl.py first"
 done
 python -m slang.prompt check prompt.toml "$DATA/train.jsonl" "$DATA/valid.jsonl"
-need_model "$MODEL"
+need_model
+need_writable ADAPTER_PATH "$ADAPTER_PATH"
 
 rows="$(grep -c . "$DATA/train.jsonl")"
 flags=(

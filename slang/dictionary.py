@@ -173,6 +173,8 @@ def parse_line(line: str) -> tuple[str, str] | str | None:
     slang, meaning = slang.strip(), meaning.strip()
     if not separator:
         return "no '::' separator; write the line as slang::meaning"
+    if meaning.startswith(":"):
+        return "':::' in place of '::'; write the line as slang::meaning"
     if not slang:
         return "nothing before '::'; write the slang there"
     if not meaning:

@@ -618,6 +618,8 @@ class Reference:
                 self.choices.append((self.tokens(chat), answers))
             if len(self.choices) == n_choices:
                 break
+        if not self.choices:
+            raise ExportError("each meaning has a character that the tokenizer cuts into bytes; name another --dictionary")
         self.scores = np.array([self.score(asked, answers) for asked, answers in self.choices])
 
     @property
@@ -814,6 +816,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if (args.folder is not None) + bool(args.check) + bool(args.ask) != 1:
         p.error("give a folder to export, or --check FILE, or --ask FILE QUESTION")
+    if min(args.questions, args.choices) < 1:
+        p.error("--questions and --choices have to be 1 or more")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a file of 2 GB goes away then too, as with Ctrl-C
     try:
         if args.ask:
@@ -835,7 +839,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ExportError, prompt.PromptError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(dictionary.told(error, args.folder or ""), file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped; no file was written or changed", file=sys.stderr)
         return 130

@@ -46,7 +46,7 @@ from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
 from slang import jsonl, prompt, report
-from slang.dictionary import Problem, key
+from slang.dictionary import Problem, key, told
 from slang.report import WHO
 
 N_CHOICES = 4
@@ -675,6 +675,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.output and not args.output.endswith(".json"):
         p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
+    if args.seed < 0:
+        p.error(f"--seed {args.seed}: give a whole number from 0")
     try:
         if args.compare:
             a, b = (report.read(report.find(name, Path(args.results))) for name in args.compare)
@@ -684,7 +686,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, prompt.PromptError, report.RunError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(told(error, args.results), file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped; nothing was written", file=sys.stderr)
         return 130

@@ -25,7 +25,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +47,8 @@ from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapt
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from slang import jsonl, prompt
+from slang import jsonl, model_files, prompt
+from slang.dictionary import told
 
 PAD_TO = 8  # tokens; every new length is traced by mx.compile once
 CHUNK = 32  # batches that are sorted by length together
@@ -57,6 +58,10 @@ OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd
 FREE = {"adapter_path", "clear_cache_threshold", "config", "data", "early_stop", "iters", "keep", "model", "project_name",
         "prompt", "report_to", "resume", "save_every", "steps_per_report", "stock_loss", "test", "test_batches", "train",
         "trust_remote_code"}  # fmt: skip
+# The least that a flag may be; where that is -1, all, it may not be 0.
+LEAST = {"seed": 0, "early_stop": 0, "num_layers": -1, "test_batches": -1, "val_batches": -1,
+         **dict.fromkeys(("batch_size", "grad_accumulation_steps", "iters", "max_seq_length", "save_every", "steps_per_eval",
+                          "steps_per_report"), 1)}  # fmt: skip
 
 
 class UsageError(Exception):
@@ -333,6 +338,17 @@ def only_run(folder: Path) -> Iterator[None]:
         yield
 
 
+def saved(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the rest of a resume.safetensors. Raises UsageError unless it is a whole one."""
+    try:
+        arrays, about = mx.load(str(path), return_metadata=True)
+    except RuntimeError:
+        about = {}
+    if not {"identity", "numbers", "iters"} <= set(about):
+        raise UsageError(f"{path}: cut off, or not written by this program; leave --resume out to begin anew")
+    return arrays, about
+
+
 class Run:
     """What a run knows and how it is kept: one file, resume.safetensors, replaced as a whole."""
 
@@ -386,7 +402,7 @@ class Run:
         if not path.exists():
             rprint(f"{path}: not there, so this run begins at the beginning")
             return False
-        arrays, about = mx.load(str(path), return_metadata=True)
+        arrays, about = saved(path)
         before = json.loads(about["identity"])
         if different := [k for k in {**before, **self.identity} if before.get(k) != self.identity.get(k)]:
             raise UsageError(f"{path}: saved by a run with other settings, so it can't go on from there:\n" + "".join(
@@ -409,8 +425,10 @@ class Run:
     def set_aside(self) -> None:
         """A new run begins: an unfinished one's state is not overwritten but renamed."""
         path = self.folder / "resume.safetensors"
-        if path.exists():
-            about = mx.load(str(path), return_metadata=True)[1]
+        about = {}
+        with suppress(UsageError):  # cut off: nothing can go on from it
+            about = saved(path)[1]
+        if about:
             at = json.loads(about["numbers"])["iteration"]
             if 0 < at < int(about["iters"]):
                 os.replace(path, path.with_name("resume_before.safetensors"))
@@ -628,6 +646,7 @@ def report(run: Run, since: dict, ui: UI, callback) -> None:
 
 def build_parser():
     p = stock.build_parser()
+    p.prog, p.usage = "python -m slang.lora", "%(prog)s [flags]; --help lists them"
     p.description = (
         "LoRA finetuning as mlx_lm.lora does it, with the same gradient for less work. Flags and YAML are its own, and:"
     )
@@ -643,15 +662,48 @@ def build_parser():
 
 def parse(argv: list[str] | None) -> types.SimpleNamespace:
     """Flags before YAML before mlx_lm's defaults, as in mlx_lm.lora.main."""
-    args = vars(build_parser().parse_args(argv))
+    parser = build_parser()
+    args = vars(parser.parse_args(argv))
     config = {}
     if args["config"]:
         rprint("Loading configuration file", args["config"])
-        config = yaml.load(Path(args["config"]).read_text(encoding="utf-8"), stock.yaml_loader)
+        try:
+            config = yaml.load(Path(args["config"]).read_text(encoding="utf-8"), stock.yaml_loader)
+        except OSError as error:
+            raise UsageError(told(error)) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            line = getattr(error, "problem_mark", None)
+            raise UsageError(f"{args['config']}:{line.line + 1 if line else 1}: not valid YAML; mend the line") from None
+        if not isinstance(config, dict):
+            raise UsageError(f"{args['config']}: no settings in it; write one a line, such as iters: 100")
     defaults = {**stock.CONFIG_DEFAULTS, "resume": False, "keep": "best", "early_stop": 0, "stock_loss": False, "prompt": None}
     for values in (config, defaults):
         args.update({k: v for k, v in values.items() if args.get(k) is None})
+    if problem := out_of_range(args):
+        parser.error(problem)
     return types.SimpleNamespace(**args)
+
+
+def out_of_range(args: dict) -> str | None:
+    """The first flag, or setting of the YAML file, that no run can have, with what it may be; or None."""
+    for name, least in LEAST.items():
+        value = args[name]
+        if type(value) is not int or value < least or (least == -1 and value == 0) or value >= 2**63:
+            all_too = ", or -1 for all" if least == -1 else ""
+            return f"--{name.replace('_', '-')} {value}: give a whole number from {max(least, 1 if all_too else 0)}{all_too}"
+    rate, lora = args["learning_rate"], args["lora_parameters"]
+    if type(rate) not in (int, float) or not 0 < rate < math.inf:
+        return f"--learning-rate {rate}: give a number above 0, such as 1e-4"
+    if args["fine_tune_type"] != "full" and not (
+        isinstance(lora, dict)
+        and type(lora.get("rank")) is int
+        and lora["rank"] >= 1
+        and type(lora.get("scale")) in (int, float)
+        and type(lora.get("dropout")) in (int, float)
+        and 0 <= lora["dropout"] < 1
+    ):
+        return f"lora_parameters {lora}: give rank (from 1), scale and dropout (from 0, below 1)"
+    return None
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -688,7 +740,11 @@ def build(args, model: nn.Module) -> dict[str, mx.Dtype]:
         linear_to_lora_layers(model, args.num_layers, args.lora_parameters, use_dora=args.fine_tune_type == "dora")
     if args.resume_adapter_file:
         rprint(f"Loading fine-tuned weights from {args.resume_adapter_file}")
-        model.load_weights(args.resume_adapter_file, strict=False)
+        path = Path(args.resume_adapter_file)
+        there = model_files.shapes(path, "name an adapters.safetensors")
+        if there != {name: a.shape for name, a in tree_flatten(model.trainable_parameters())}:
+            raise UsageError(f"{path}: not an adapter of this model and these settings; give those that it was trained with")
+        model.load_weights(str(path), strict=False)
     return {name: a.dtype for name, a in tree_flatten(model.trainable_parameters())}
 
 
@@ -806,16 +862,19 @@ def run(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    args = parse(argv)
     try:
+        args = parse(argv)
         if args.train and mx.distributed.init().rank() == 0:
             with only_run(Path(args.adapter_path)):
                 run(args)
         else:
             run(args)
-    except (UsageError, prompt.PromptError) as error:
+    except (UsageError, prompt.PromptError, model_files.Unusable) as error:
         if mx.distributed.init().rank() == 0:
             print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(told(error, args.adapter_path), file=sys.stderr)
         return 1
     except Stopped:
         rprint(f"Stopped, and saved in {args.adapter_path}; the same command with --resume goes on from there", file=sys.stderr)

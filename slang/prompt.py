@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slang import jsonl
-from slang.dictionary import Problem, key, told
+from slang.dictionary import Problem, key, special_token, told
 
 Messages = list[dict[str, str]]
 
@@ -74,6 +74,8 @@ def _forms(path: str | Path, table: dict, name: str, least: int) -> tuple[str, .
 
 
 def _fields(path: str | Path, name: str, text: str, allowed: set[str], needed: str | None) -> None:
+    if token := special_token(text):
+        raise PromptError(f"{path}: {name}: special token {token!r} in {text!r}; take it out, the chat template writes them")
     found = set(re.findall(r"\{(\w+)\}", text))
     if unknown := found - allowed:
         raise PromptError(f"{path}: {name}: unknown {{{sorted(unknown)[0]}}} in {text!r}; known: {sorted(allowed)}")
@@ -94,7 +96,9 @@ def load(path: str | Path = "prompt.toml") -> Prompt:
     if both := set(forms["questions"]) & set(forms["held_out_questions"]):
         raise PromptError(f"{path}: {both.pop()!r} is both a question and a held-out question; keep it in one of them")
     fill = {name: tuple(form.replace("{region}", region) for form in value) for name, value in forms.items()}
-    return Prompt(region, system.replace("{region}", region), fill["questions"], fill["held_out_questions"], answer)
+    # Without the break that ends a text in triple quotes: the shell drops it, and chat.sh has to ask as training did.
+    system = system.replace("{region}", region).strip()
+    return Prompt(region, system, fill["questions"], fill["held_out_questions"], answer)
 
 
 def question(asked: Prompt, text: str) -> str:
@@ -123,6 +127,7 @@ def check(path: str, data: list[str]) -> int:
     """0 when every record of the files was made with the prompt, else 1 and the first that was not."""
     asked = load(path)
     for file in data:
+        item = None
         for item in jsonl.records(file):
             if isinstance(item, Problem):
                 problem = item
@@ -132,6 +137,9 @@ def check(path: str, data: list[str]) -> int:
             else:
                 continue
             print(problem, file=sys.stderr)
+            return 1
+        if item is None:
+            print(f"{file}: no record in it; run make_jsonl.py and split_jsonl.py first", file=sys.stderr)
             return 1
     return 0
 

@@ -22,15 +22,6 @@ from slang.dictionary import Entry, Problem, close, entries, fold, key, parse_li
         ("# comment", None),
         ("#", None),
         ("   ", None),
-        ("mae", "no '::' separator; write the line as slang::meaning"),
-        ("::Amigo.", "nothing before '::'; write the slang there"),
-        ("mae::", "nothing after '::'; write the meaning there"),
-        ("mae::Amigo.<end_of_turn>", "special token '<end_of_turn>' in the text; take it out"),
-        ("<unused12>::Amigo.", "special token '<unused12>' in the text; take it out"),
-        ("mae::Ami\x07go.", "control character U+0007; take it out"),
-        ("mae::Ami\tgo.", "control character U+0009; take it out"),
-        ("mae::Ami\u200bgo.", "invisible character U+200B; take it out"),
-        ("mae::\u202eAmigo.", "invisible character U+202E; take it out"),
     ],
 )
 def test_line(line, parsed):

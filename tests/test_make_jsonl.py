@@ -70,16 +70,3 @@ def test_skip_bad_writes_the_good_lines_and_lists_the_bad(dictionary):
     done, rows = make(dictionary, "--skip-bad")
     assert done.returncode == 0 and len(rows) == 7 and "(1 duplicate, 1 bad lines left out)" in done.stdout
     assert done.stderr == f"{dictionary}:9: no '::' separator; write the line as slang::meaning\n"
-
-
-def test_input_is_not_overwritten(dictionary):
-    before = dictionary.read_bytes()
-    done = script("make_jsonl.py", "--input", dictionary, "--output", dictionary)
-    assert done.returncode == 1 and dictionary.read_bytes() == before
-    assert done.stderr == f"{dictionary}: the output is the input; name another --output\n"
-
-
-def test_missing_input_and_bad_flag(tmp_path):
-    done = script("make_jsonl.py", "--input", tmp_path / "none.txt", "--output", tmp_path / "o.jsonl")
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path / 'none.txt'}: No such file or directory; check the name\n")
-    assert script("make_jsonl.py", "--forms", "0").returncode == 2

@@ -35,6 +35,7 @@ def test_messages(tmp_path):
         {"role": "user", "content": 'Qué significa en Costa Rica "mae"?'},
         {"role": "assistant", "content": "Amigo {slang}."},
     ]
+    assert load(tmp_path, GOOD.replace('"Sos de {region}."', '"""\nSos de {region}.\n"""')).system == asked.system
     assert asked.ask("mae", 0, held_out=True)[-1]["content"] == "¿Y mae?"
 
 

@@ -59,8 +59,9 @@ def stub(tmp_path) -> Path:
     """A .venv whose mlx_lm commands print their arguments, one a line, and do nothing else."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
-    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.chat", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
-    for name, body in {**commands, "python": f'exec "{sys.executable}" "$@"'}.items():
+    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
+    python = f'case "$2" in slang.chat) printf "%s\\n" "$@" ;; *) exec "{sys.executable}" "$@" ;; esac'
+    for name, body in {**commands, "python": python}.items():
         command = venv / "bin" / name
         command.write_text(f"#!/bin/sh\n{body}\n")
         command.chmod(0o755)
@@ -74,8 +75,8 @@ def adapter(tmp_path) -> Path:
     """A folder that looks like an adapter's, with a prompt of its own."""
     folder = tmp_path / "an adapter"
     folder.mkdir()
-    for name in ("adapters.safetensors", "adapter_config.json"):
-        (folder / name).write_text("{}")
+    (folder / "adapters.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
+    (folder / "adapter_config.json").write_text('{"num_layers": -1, "lora_parameters": {}}')
     text = (ROOT / "prompt.toml").read_text(encoding="utf-8").replace("Sos una persona", 'Sos $(touch x) `y` \\\\ \\"z\\"')
     (folder / "prompt.toml").write_text(text, encoding="utf-8")
     return folder
@@ -84,7 +85,8 @@ def adapter(tmp_path) -> Path:
 def flags_of(stdout: str) -> dict[str, str]:
     """The command line that a stub printed: the last value of each flag."""
     parts = stdout.splitlines()
-    return {a: b for a, b in zip(parts, [*parts[1:], ""], strict=True) if a.startswith("--")}
+    pairs = [(a, b) if "=" not in a else a.split("=", 1) for a, b in zip(parts, [*parts[1:], ""], strict=True)]
+    return {a: b for a, b in pairs if a.startswith("--")}
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -113,41 +115,6 @@ def test_train_passes_the_data_five_times_by_default(stub, data, tmp_path):
     assert re.search(r"steps of 4 rows: (4\.[89]|5\.0) epochs", done.stderr)
 
 
-def test_data_of_another_prompt_is_refused(stub, data, tmp_path):
-    for name in ("train", "valid"):
-        text = (data / f"{name}.jsonl").read_text(encoding="utf-8")
-        (tmp_path / f"{name}.jsonl").write_text(text.replace("Sos una persona", "Eres alguien"), encoding="utf-8")
-    done = run(ROOT / "train.sh", VENV=str(stub), MODEL=TINY, DATA=str(tmp_path), ADAPTER_PATH=str(tmp_path / "out"))
-    assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert done.stderr == (
-        f"{tmp_path}/train.jsonl:1: made with another system prompt than prompt.toml has; "
-        "run make_jsonl.py and split_jsonl.py again\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("wrapper", "environment", "message"),
-    [
-        ("train.sh", {"DATA": "none"}, "none/train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first"),
-        ("chat.sh", {"MODEL": TINY, "ADAPTER_PATH": "none"},
-         "none/adapters.safetensors: not there; run ./train.sh first, or set ADAPTER_PATH to an adapter's folder"),
-        ("chat.sh", {"MODEL": "models/none"},
-         "models/none: no such folder; MODEL=models/tiny-gemma3 is the one in this repository"),
-        ("fuse.sh", {"MODEL": "tests"}, "tests/config.json: not there; MODEL has to name a model's folder"),
-    ],
-)  # fmt: skip
-def test_what_is_missing_is_told_in_one_line(stub, wrapper, environment, message):
-    done = run(ROOT / wrapper, "pura vida", VENV=str(stub), **environment)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
-
-
-def test_unreachable_hub(stub):
-    done = run(ROOT / "chat.sh", "--baseline", "mae", VENV=str(stub), HF_HUB_OFFLINE="1", MODEL="mlx-community/no-such-model")
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("mlx-community/no-such-model: no folder here, not downloaded yet, and Hugging Face did not")
-    assert done.stderr.endswith("check the name and the connection, or try MODEL=models/tiny-gemma3\n")
-
-
 def test_chat_asks_with_the_adapters_prompt(stub, adapter):
     done = run(ROOT / "chat.sh", "pura vida", VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter))
     assert done.returncode == 0, done.stderr
@@ -167,17 +134,21 @@ def test_chat_question_baseline_flags_and_conversation(stub, adapter):
     assert chat("¿Qué es \\n un mae?").endswith("¿Qué es \\n un mae?")
     baseline = chat("--baseline", "mae", "--temp", "0.7")
     assert "--adapter-path" not in baseline and flags_of(baseline)["--temp"] == "0.7"
-    assert "/mlx_lm.chat" in chat() and "--prompt" not in flags_of(chat())
-    assert run(ROOT / "chat.sh", "pura", "vida", VENV=str(stub)).returncode == 2
+    assert chat().startswith("-m\nslang.chat\n") and "--prompt" not in flags_of(chat())
 
 
-def test_python_too_old_or_without_venv(tmp_path):
-    for version_ok, message in ((False, "Python 3.11 or newer is needed"), (True, "its venv module is missing")):
-        python = tmp_path / f"python-{version_ok}"
-        python.write_text(f'#!/bin/sh\ncase "$2" in *version*) exit {0 if version_ok else 1} ;; esac\nexit 1\n')
-        python.chmod(0o755)
-        done = run(ROOT / "chat.sh", PYTHON=str(python), VENV=str(tmp_path / "venv"))
-        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_fuse_that_fails_leaves_the_earlier_model(stub, adapter, tmp_path):
+    fused = tmp_path / "fused"
+    fused.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (fused / name).write_text("earlier")
+    (stub / "bin/mlx_lm.fuse").write_text('#!/bin/sh\nmkdir "$6" && echo half >"$6/model.safetensors"\nexit 1\n')
+    done = run(ROOT / "fuse.sh", VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter), FUSED_PATH=str(fused))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"mlx_lm.fuse failed, see above; {fused} is as it was"
+    assert {path.name: path.read_text() for path in fused.iterdir()} == dict.fromkeys(
+        ("config.json", "model.safetensors"), "earlier"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
@@ -251,6 +222,9 @@ def test_chat_answers_once_as_trained_and_the_fused_model_too(trained):
     assert answer.stdout.strip() in SLANGS["pura vida"]
     baseline = run(ROOT / "chat.sh", "--baseline", question, **trained)
     assert baseline.returncode == 0 and baseline.stdout != answer.stdout
+
+    left = run(ROOT / "chat.sh", stdin="pura vida\n", **trained)  # what follows is the end of the input, as by Ctrl-D
+    assert left.returncode == 0 and "Traceback" not in left.stderr, left.stderr
 
     fused = run(ROOT / "fuse.sh", **trained)
     assert fused.returncode == 0, fused.stderr

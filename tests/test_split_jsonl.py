@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 from conftest import script
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -111,20 +110,6 @@ def test_table(tmp_path):
     assert lines[-1] == "test slangs met in training: 100%; equal answers across train, valid, test: 0"
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--train-ratio", "-0.1"), "is not between 0 and 1"),
-        (("--train-ratio", "nan"), "is not between 0 and 1"),
-        (("--train-ratio", "0.9", "--valid-ratio", "0.1"), "leave nothing to test; their sum has to be below 1"),
-        (("--train-ratio", "x"), "invalid ratio value"),
-    ],
-)
-def test_ratios_refused(flags, words):
-    done = script("split_jsonl.py", *flags)
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
-
-
 def refused(tmp_path, lines, *flags):
     source = tmp_path / "all.jsonl"
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -143,30 +128,3 @@ def test_empty_split_refused(tmp_path):
         tmp_path, [json.dumps(record("a", f"m{i}")) for i in range(3)]
     )
     assert refused(tmp_path, [""]) == "FILE: no record in it; run make_jsonl.py first\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("[1]", 'no "messages" list'),
-        ('{"messages": [', "not valid JSON"),
-        ('{"messages": [], "messages": []}', "stands twice"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "roles are ['user']"),
-        (json.dumps(record("a", " ")), "the assistant message has no text"),
-        (json.dumps(record("a", "b<eos>")), "special token '<eos>' in the assistant message"),
-        ('{"x": NaN}', "NaN is not JSON"),
-    ],
-)
-def test_records_that_are_not_chat_are_named(tmp_path, line, words):
-    message = refused(tmp_path, [json.dumps(record("a", "b")), line])
-    assert message.startswith("FILE:2: ") and words in message
-    assert message.endswith("1 bad record(s); mend them first. The outputs are unchanged.\n")
-
-
-def test_output_is_input(tmp_path):
-    source = tmp_path / "all.jsonl"
-    source.write_text(json.dumps(record("a", "b")) + "\n")
-    before = source.read_bytes()
-    done = script("split_jsonl.py", "--input", source, "--test", source)
-    assert done.returncode == 1 and source.read_bytes() == before
-    assert done.stderr == f"{source}: the output is the input or another output; name another file\n"
