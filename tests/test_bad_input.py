@@ -224,8 +224,6 @@ FLAGS = [
     usage("{python} split_jsonl.py --train-ratio 0.9 --valid-ratio 0.1",
           "split_jsonl.py: error: --train-ratio 0.9 and --valid-ratio 0.1 leave nothing to test; their sum has to be below 1"),
     usage("{python} split_jsonl.py --seed 1.5", "split_jsonl.py: error: argument --seed: invalid int value: '1.5'"),
-    usage("{python} split_jsonl.py --by word",
-          "split_jsonl.py: error: argument --by: invalid choice: 'word' (choose from 'wording', 'slang')"),
     usage("./chat.sh pura vida", "chat.sh: one question at a time; put it in quotes"),
     usage("./chat.sh ' '", "chat.sh: the question is empty; leave it out for a conversation"),
     usage("./chat.sh --gguf", "chat.sh: --gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf"),
