@@ -1,6 +1,7 @@
 """prompt.toml -> chat messages: the one place that decides what the model is told and asked.
 
-Standard library only. Turn markers are the chat template's business, never written here.
+No MLX, so that the wrappers' checks start in a tenth of a second. Turn markers are the chat template's business, never
+written here.
 
 Run as: python -m slang.prompt system prompt.toml               the system prompt
         python -m slang.prompt question prompt.toml "pura vida" what chat.sh asks: a bare slang becomes a question

@@ -8,6 +8,7 @@ from conftest import ROOT, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slang import dictionary
 from slang.dictionary import Entry, Problem, close, entries, fold, key, parse_line, problems, unusable
 
 
@@ -48,6 +49,18 @@ def test_key_ignores_case_accents_punctuation_but_not_enye():
     assert key("caña") == key("CAN\u0303A") != key("cana")
     assert fold("¿Qué es GÜILA?") == "¿que es guila?"
     assert key("...") != key("!!")
+
+
+@given(st.text() | st.text(st.characters(max_codepoint=255)))
+def test_the_quick_folding_is_the_folding(text):
+    assert fold(text) == dictionary._any_fold(text)
+    assert key(text) == (" ".join(dictionary._any_words(text).split()) or " ".join(text.split()))
+
+
+def test_every_byte_of_the_quick_folding():
+    for letter in map(chr, range(256)):
+        for text in (letter, f"a{letter}b"):
+            assert fold(text) == dictionary._any_fold(text)
 
 
 def test_file_with_bom_crlf_and_a_line_that_is_not_utf8(tmp_path):
