@@ -36,7 +36,7 @@ from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
 from tqdm import tqdm
 
-from slang import dictionary, jsonl, prompt
+from slang import dictionary, jsonl, model_files, prompt
 
 # --type: what the file says it is, and the type of most of its tensors.
 TYPES = {
@@ -59,7 +59,7 @@ IMAGE_TOKEN = "<image_soft_token>"  # in the tokenizer of the text models too, w
 GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 
 
-class ExportError(Exception):
+class ExportError(model_files.Unusable):
     """The model can't be exported, or not checked; one line that says why and what to do."""
 
 
@@ -82,33 +82,19 @@ class Tensor:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises ExportError where the file is missing or something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"{path}: not there; run ./fuse.sh, which writes the whole folder") from None
-    except ValueError as error:
-        raise ExportError(f"{path}: not valid JSON ({error}); run ./fuse.sh again") from None
-    return value if isinstance(value, dict) else {}
+    """A JSON object. Raises Unusable where the file is missing or something else."""
+    return model_files.read_object(path, "run ./fuse.sh, which writes the whole folder")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of model*.safetensors by its MLX name (format: huggingface.co/docs/safetensors)."""
+    """Every tensor of model*.safetensors by its MLX name."""
     tensors = {}
     for path in sorted(folder.glob("model*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(start - 8))
-            header.pop("__metadata__", None)
-            if start + max(entry["data_offsets"][1] for entry in header.values()) > path.stat().st_size:
-                raise ValueError("it ends too early")
-        except (ValueError, OverflowError, MemoryError) as error:
-            raise ExportError(f"{path}: not a whole safetensors file ({error}); run ./fuse.sh again") from None
-        for name, entry in header.items():
+        entries, start = model_files.header(path, "run ./fuse.sh again")
+        for name, entry in entries.items():
             if entry["dtype"] not in STORED:
                 raise ExportError(f"{path}: {name} is {entry['dtype']}; a quantised model is fused with ./fuse.sh --dequantize")
-            tensors[name] = Tensor(path, *STORED[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            tensors[name] = Tensor(path, *STORED[entry["dtype"]], entry["shape"], start + entry["data_offsets"][0])
     if not tensors:
         raise ExportError(f"{folder}: no model*.safetensors; run ./fuse.sh, which writes the whole folder")
     return tensors
@@ -836,7 +822,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             export(args.folder, list(dict.fromkeys(args.type)), args.name or args.folder.resolve().name)
         return 0
-    except (ExportError, prompt.PromptError) as error:
+    except (model_files.Unusable, prompt.PromptError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(dictionary.told(error, args.folder or ""), file=sys.stderr)

@@ -38,19 +38,24 @@ def read_object(path: Path, remedy: str) -> dict:
     return value
 
 
-def shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape by its name (format: huggingface.co/docs/safetensors). Raises Unusable unless the file is whole."""
+def header(path: Path, remedy: str) -> tuple[dict[str, dict], int]:
+    """What a safetensors file says of each tensor ("dtype", "shape", "data_offsets"), and the byte from which these count.
+
+    Format: huggingface.co/docs/safetensors. Raises Unusable unless the file is whole.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             if start > size:
                 raise ValueError("it ends too early")
-            header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
-        if start + max((entry["data_offsets"][1] for entry in header.values()), default=0) > size:
-            raise ValueError("it ends too early")
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+            entries = json.loads(file.read(start - 8))
+        entries.pop("__metadata__", None)
+        for entry in entries.values():
+            if start + entry["data_offsets"][1] > size:
+                raise ValueError("it ends too early")
+            entry["shape"] = tuple(entry["shape"])
+        return entries, start
     except FileNotFoundError:
         raise Unusable(f"{path}: not there; {remedy}") from None
     except json.JSONDecodeError:
@@ -95,7 +100,7 @@ def check_model(folder: Path) -> dict:
     if not weights:
         raise Unusable(f"{folder}: no model*.safetensors; the folder holds no weights, {AGAIN}")
     for path in weights:
-        shapes(path, AGAIN)
+        header(path, AGAIN)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise Unusable(f"{folder / 'tokenizer.json'}: not there; {AGAIN}")
     apart = any((folder / f"chat_template.{kind}").exists() for kind in ("jinja", "json"))
@@ -128,14 +133,14 @@ def check_adapter(adapter: Path, model: str, config: dict) -> None:
     about = read_object(adapter / "adapter_config.json", "run ./train.sh again: the adapter's folder is not whole")
     if not {"num_layers", "lora_parameters"} <= set(about):
         raise Unusable(f"{adapter / 'adapter_config.json'}: no num_layers or lora_parameters in it; run ./train.sh again")
-    there = shapes(path, "copy one of the numbered checkpoints over it, or run ./train.sh again")
+    there, _ = header(path, "copy one of the numbered checkpoints over it, or run ./train.sh again")
     before = about.get("model")
     named = f"={before}, as its adapter_config.json says" if before and before != model else " to the one it was trained on"
     try:
         layers, n_layers = linear_layers(config), config.get("num_hidden_layers", 0)
     except (KeyError, TypeError):
         return  # mlx_lm has values of its own for what is left out
-    for name, shape in there.items() if layers else ():
+    for name, shape in ((name, entry["shape"]) for name, entry in there.items() if layers):
         found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.lora_([ab])", name)
         if not found or found[2] not in layers or len(shape) != 2:
             continue
