@@ -30,7 +30,7 @@ def main(adapters: list[str]) -> int:
     for slang in meanings:
         for form in range(len(asked.questions)):
             written = asked.ask(slang, form)[-1]["content"]
-            pairs.append((slang, written, as_typed(written, 0, 1.0)))
+            pairs.append((slang, written, as_typed(written)))
     print(f"{'adapter':24}{'questions':>10}{'same answer':>13}{'right as written':>18}{'right as typed':>16}")
     for adapter in adapters:
         model, tokenizer = mlx_lm.load(str(ROOT / "models/tiny-gemma3"), adapter_path=adapter)
