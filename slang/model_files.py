@@ -1,7 +1,7 @@
 """Is a model there and whole, and does an adapter fit it? Asked by the wrappers before minutes are spent.
 
-Reads config.json, adapter_config.json and the headers of safetensors files, not a single weight. Standard library only, so that
-it takes a tenth of a second; huggingface_hub is imported where the model is no folder here.
+Reads config.json, adapter_config.json and the headers of safetensors files, not a single weight, and imports no MLX, so that it
+takes a tenth of a second; huggingface_hub is imported where the model is no folder here.
 
 Run as: python -m slang.model_files models/tiny-gemma3                 prints the folder that the model is in
         python -m slang.model_files models/tiny-gemma3 adapters/demo   and checks the adapter against it
@@ -14,6 +14,8 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+import orjson
 
 from slang.dictionary import told
 
@@ -28,7 +30,7 @@ class Unusable(Exception):
 def read_object(path: Path, remedy: str) -> dict:
     """A JSON object. Raises Unusable where the file is missing or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise Unusable(f"{path}: not there; {remedy}") from None
     except ValueError:
