@@ -741,8 +741,10 @@ def build(args, model: nn.Module) -> dict[str, mx.Dtype]:
     if args.resume_adapter_file:
         rprint(f"Loading fine-tuned weights from {args.resume_adapter_file}")
         path = Path(args.resume_adapter_file)
-        there = model_files.shapes(path, "name an adapters.safetensors")
-        if there != {name: a.shape for name, a in tree_flatten(model.trainable_parameters())}:
+        entries, _ = model_files.header(path, "name an adapters.safetensors")
+        if {name: entry["shape"] for name, entry in entries.items()} != {
+            name: a.shape for name, a in tree_flatten(model.trainable_parameters())
+        }:
             raise UsageError(f"{path}: not an adapter of this model and these settings; give those that it was trained with")
         model.load_weights(str(path), strict=False)
     return {name: a.dtype for name, a in tree_flatten(model.trainable_parameters())}

@@ -298,6 +298,27 @@ def test_killed_at_random_moments_and_resumed_is_equal_byte_for_byte(data, whole
     assert not list(adapter.glob(".*.safetensors.*"))
 
 
+def test_an_adapter_to_begin_with(data, whole, tmp_path, capsys):
+    """--resume-adapter-file: the loss begins where that adapter's ended; one of other shapes, or cut off, is refused."""
+    begin = {"resume_adapter_file": whole / "adapters_last.safetensors", "iters": 1}
+    trained(data, tmp_path / "a", **begin)
+    assert losses(tmp_path / "a", "val_loss")[0] == pytest.approx(losses(whole, "val_loss")[13], abs=1e-5)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((whole / "adapters.safetensors").read_bytes()[:-1])
+    for more, told in (
+        (
+            {"num_layers": 1},
+            f"{begin['resume_adapter_file']}: not an adapter of this model and these settings; give those that",
+        ),
+        (
+            {"resume_adapter_file": cut},
+            f"{cut}: not a whole safetensors file (it ends too early); name an adapters.safetensors",
+        ),
+    ):
+        assert lora.main(flags(data, tmp_path / "b", **{**begin, **more})) == 1
+        assert told in capsys.readouterr().err
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
     command = [sys.executable, "-m", "slang.lora", *flags(data, tmp_path / "a", iters=100_000)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
