@@ -14,7 +14,6 @@
 . "$(dirname "$0")/config.sh"
 
 flags=(
-  --model "$MODEL"
   --max-tokens 100 # an answer is one sentence; this ends one that never stops
   --temp 0.0       # always the likeliest word; 0.7 for variety
 )
@@ -70,7 +69,7 @@ elif [ -f "$MODEL/prompt.toml" ]; then
   prompt="$MODEL/prompt.toml"
 fi
 system="$(python -m slang.prompt system "$prompt")"
-flags+=("--system-prompt=$system") # one word, for a prompt that begins with a dash
+flags=(--model "$MODEL" "--system-prompt=$system" "${flags[@]}") # one word, for a prompt that begins with a dash
 
 if [ -z "$question" ]; then
   run python -m slang.chat "${flags[@]}"

@@ -6,12 +6,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-MODEL="${MODEL:-mlx-community/gemma-3-1b-it-bf16}"  # base model: a Hugging Face repo or a folder; models/tiny-gemma3 is here
+# The base model: a Hugging Face repo, a folder (models/tiny-gemma3 is here), a .gguf file, or gemma-3-270m.
+MODEL="${MODEL:-mlx-community/gemma-3-1b-it-bf16}"
 DATA="${DATA:-data}"                                # folder with train.jsonl, valid.jsonl, test.jsonl, eval.jsonl
 ADAPTER_PATH="${ADAPTER_PATH-adapters}"             # where train.sh puts the adapter and its prompt.toml
 FUSED_PATH="${FUSED_PATH:-fused_model}"             # where fuse.sh puts base model and adapter in one
 DICTIONARY="${DICTIONARY:-data/source_augmented.txt}" # what fuse.sh asks the exported file about
 RESULTS="${RESULTS:-results}"                       # where evaluate.sh keeps its log
+CACHE="${CACHE:-.cache}"                            # where a .gguf file becomes a folder that MLX can load
 PYTHON="${PYTHON:-python3}"                         # makes the .venv; 3.11 or newer
 VENV="${VENV:-$PWD/.venv}"                          # made on first use, made again when requirements.txt changes
 
@@ -60,10 +62,13 @@ need_file() {
   [ -f "$file" ] || die "$file: not there; $*"
 }
 
-# need_model: stop unless MODEL is a whole model's folder, or in the Hugging Face cache, or to be had from the hub.
+# need_model: stop unless MODEL can be used. A .gguf file becomes a folder, and MODEL that folder: mlx_lm loads no other.
 # shellcheck disable=SC2034  # fuse.sh reads model_folder
 need_model() {
-  model_folder="$(python -m slang.model_files "$MODEL" "$@")"
+  local found
+  found="$(python -m slang.model_files "$MODEL" "$@" --cache "$CACHE")"
+  MODEL="${found%%$'\n'*}"
+  model_folder="${found#*$'\n'}"
 }
 
 # need_adapter: the same, and stop unless the adapter's files are whole and fit it.

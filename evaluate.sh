@@ -20,7 +20,6 @@ ask=( # asked of both models, for you to read
   "pura vida"
 )
 flags=( # of mlx_lm.lora --test
-  --model "$MODEL"
   --data "$DATA"
   --batch-size 1    # every row counts: mlx_lm drops the last batch when it is not full
   --test-batches -1 # all of them
@@ -48,7 +47,7 @@ need_writable RESULTS "$RESULTS"
 # test_loss ADAPTER_PATH: what mlx_lm.lora --test says; an empty path is the base model.
 test_loss() {
   local output
-  output="$(run mlx_lm.lora --test "${flags[@]}" --adapter-path "$1")" || die "mlx_lm.lora --test failed, see above"
+  output="$(run mlx_lm.lora --test --model "$MODEL" "${flags[@]}" --adapter-path "$1")" || die "mlx_lm.lora --test failed, see above"
   printf '%s\n' "$output" | grep -o 'Test loss [^ ]*, Test ppl [^ ]*' || die "mlx_lm.lora --test printed no loss: $output"
 }
 

@@ -72,13 +72,16 @@ free="$(df -Pk "$FUSED_PATH" | awk 'NR == 2 { print $4 }')"
 [ "$kilobytes" -le "$free" ] || die "$FUSED_PATH: $((kilobytes / 1000)) MB needed, $((free / 1000)) MB free; make room"
 run mlx_lm.fuse "${flags[@]}" || die "mlx_lm.fuse failed, see above; $FUSED_PATH is as it was"
 cp "$ADAPTER_PATH/prompt.toml" "$part/prompt.toml"
+for file in tokenizer.model origin.json; do # the tokens' scores; licence and name of a model that came as GGUF
+  [ ! -f "$model_folder/$file" ] || cp "$model_folder/$file" "$part/$file"
+done
 rm -f "$FUSED_PATH"/model*.safetensors # of another model, in another number of files
 mv "$part"/* "$FUSED_PATH"
 printf 'Fused into %s. Talk to it: MODEL=%s ADAPTER_PATH= ./chat.sh "pura vida"\n' "$FUSED_PATH" "$FUSED_PATH" >&2
 [ -n "$gguf" ] || exit 0
 
-# mlx-community/gemma-3-1b-it-bf16 -> gemma-3-1b-it-slang
-name="$(basename "$MODEL" | sed -E 's/-(bf16|fp16|[0-9]+bit.*)$//')-slang"
+# mlx-community/gemma-3-1b-it-bf16, or gemma-3-1b-it-Q4_K_M of a .gguf file -> gemma-3-1b-it-slang
+name="$(basename "$MODEL" | sed -E 's/[-.]([bB]?[fF](16|32)|fp16|[0-9]+bit.*|[qQ][0-9]_[0-9a-zA-Z_]+)$//')-slang"
 run python -m slang.gguf "$FUSED_PATH" --name "$name" --type "${types[@]}"
 files=()
 for type in "${types[@]}"; do

@@ -38,6 +38,9 @@ from gguf import GGUFValueType, LlamaFileType, TokenType
 from tqdm import tqdm
 
 from slang import dictionary, jsonl, model_files, prompt
+from slang.errors import UserError
+from slang.models.layout import Config, attention_scalar, expected_shapes, gguf_names
+from slang.models.tokenizer import IMAGE_TOKEN, SPACE
 
 # --type: what the file says it is, and the type of most of its tensors.
 TYPES = {
@@ -56,11 +59,10 @@ STORED = {"F32": (GGML.F32, np.float32), "F16": (GGML.F16, np.float16), "BF16": 
 ALIGNMENT = 32  # bytes, GGUF's default
 CHUNK = 1 << 19  # values at a time; with eight times as many the kernel spends 5 s on a 2 GB file instead of 0.7
 END_OF_TURN = "<end_of_turn>"
-IMAGE_TOKEN = "<image_soft_token>"  # in the tokenizer of the text models too, without a row in the embedding
 GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 
 
-class ExportError(model_files.Unusable):
+class ExportError(UserError):
     """The model can't be exported, or not checked; one line that says why and what to do."""
 
 
@@ -83,7 +85,7 @@ class Tensor:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises Unusable where the file is missing or something else."""
+    """A JSON object. Raises UserError where the file is missing or something else."""
     return model_files.read_object(path, "run ./fuse.sh, which writes the whole folder")
 
 
@@ -136,30 +138,6 @@ def n_bytes(shape: tuple[int, ...], type: GGML) -> int:
 # ------------------------------------------------------------------------------------------------ what goes into the file
 
 
-@dataclass(frozen=True)
-class Config:
-    """What counts of config.json, with mlx_lm's values where it says nothing.
-
-    They are those of mlx_lm.models.gemma3_text.ModelArgs, whose import takes 1.5 s: as long as copying the 1B model.
-    """
-
-    hidden_size: int = 1152
-    num_hidden_layers: int = 26
-    intermediate_size: int = 6912
-    num_attention_heads: int = 4
-    head_dim: int = 256
-    rms_norm_eps: float = 1e-6
-    vocab_size: int = 262144
-    num_key_value_heads: int = 1
-    rope_theta: float = 1e6
-    rope_local_base_freq: float = 1e4
-    query_pre_attn_scalar: float = 256
-    sliding_window: int = 512
-    sliding_window_pattern: int = 6
-    max_position_embeddings: int = 32768
-    rope_scaling: dict | None = None
-
-
 def read_config(folder: Path) -> Config:
     """config.json as mlx_lm reads it. Raises ExportError for a model that llama.cpp would compute otherwise."""
     path = folder / "config.json"
@@ -186,23 +164,6 @@ def read_config(folder: Path) -> Config:
     return args
 
 
-def expected_shapes(args: Config) -> dict[str, tuple[int, ...]]:
-    """Every tensor that mlx_lm's gemma3_text has."""
-    hidden, inner, head = args.hidden_size, args.intermediate_size, args.head_dim
-    q, kv = args.num_attention_heads * head, args.num_key_value_heads * head
-    layer = {
-        "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, q), "self_attn.q_norm": (head,), "self_attn.k_norm": (head,),
-        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
-        "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
-        "pre_feedforward_layernorm": (hidden,), "post_feedforward_layernorm": (hidden,),
-    }  # fmt: skip
-    shapes = {"model.embed_tokens.weight": (args.vocab_size, hidden), "lm_head.weight": (args.vocab_size, hidden)}
-    for n in range(args.num_hidden_layers):
-        shapes |= {f"model.layers.{n}.{name}.weight": shape for name, shape in layer.items()}
-    return shapes | {"model.norm.weight": (hidden,)}
-
-
 def same_values(a: Tensor, b: Tensor) -> bool:
     """Are two tensors equal, bit for bit?"""
     a_rows, b_rows, step = a.map(), b.map(), max(1, CHUNK // a.shape[-1])
@@ -226,8 +187,7 @@ def select_tensors(folder: Path, args: Config) -> dict[str, Tensor]:
             raise ExportError(f"{folder}: {name} has rows of {tensor.shape[-1]} values; llama.cpp quantises blocks of 32")
     if "lm_head.weight" in tensors and same_values(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
         del tensors["lm_head.weight"]  # llama.cpp uses the embedding where there is no output.weight
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, args.num_hidden_layers)
-    return {names.get_name(name, (".weight",)): tensors[name] for name in shapes if name in tensors}
+    return {theirs: tensors[name] for name, theirs in gguf_names(args).items() if name in tensors}
 
 
 def tensor_type(name: str, shape: tuple[int, ...], kind: str, n_layers: int, tied: bool) -> GGML:
@@ -267,15 +227,16 @@ def encode(name: str, tensor: Tensor, type: GGML, q_scale: float) -> Iterator[np
 
 
 def q_scale(args: Config) -> float:
-    """What q_norm is multiplied by: mlx_lm scales by query_pre_attn_scalar, llama.cpp by head_dim (27B: hidden / heads)."""
-    theirs = args.hidden_size // args.num_attention_heads if args.num_hidden_layers == 62 else args.head_dim
+    """What q_norm is multiplied by: mlx_lm scales by query_pre_attn_scalar, llama.cpp by a number of its own."""
+    theirs = attention_scalar(args.hidden_size, args.num_attention_heads, args.head_dim, args.num_hidden_layers)
     return (theirs / args.query_pre_attn_scalar) ** 0.5
 
 
 def read_vocabulary(folder: Path, n_rows: int) -> tuple[list[str], list[float], list[TokenType]]:
     """Pieces, scores and types of the `n_rows` tokens, as SentencePiece would have them, from tokenizer.json.
 
-    llama.cpp merges the pair whose piece scores highest, so a piece's score is minus the rank of the first merge that makes it.
+    llama.cpp merges the pair whose piece scores highest. The scores are in tokenizer.model; where there is none, a piece's is
+    minus the rank of the first merge that makes it, which puts them in the same order.
     """
     path = folder / "tokenizer.json"
     tokenizer = read_json(path)
@@ -287,15 +248,37 @@ def read_vocabulary(folder: Path, n_rows: int) -> tuple[list[str], list[float], 
     by_id |= {n: token["content"] for n, token in added.items()}
     if (last := max(by_id)) >= n_rows:
         raise ExportError(f"{path}: token {by_id[last]!r} has id {last}, but the embedding has only {n_rows} rows")
-    made = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]]
-    ranked = dict(zip(reversed(made), (-np.arange(len(made), dtype=float)[::-1]).tolist(), strict=True))  # the first rank stays
+    scores = sentencepiece_scores(folder / "tokenizer.model") or merge_ranks(model["merges"])
     types = [token_type(by_id.get(n), added.get(n)) for n in range(n_rows)]
-    pieces, scores, lowest = [by_id.get(n, f"[PAD{n}]") for n in range(n_rows)], [], -float(len(made))
+    pieces = [by_id.get(n, f"[PAD{n}]") for n in range(n_rows)]
+    lowest = min(scores.values(), default=0.0)
     for n, type in enumerate(types):
         if type == TokenType.USER_DEFINED:
-            pieces[n] = pieces[n].replace("\u2581", " ")
-        scores.append(ranked.get(pieces[n], lowest) if type in (TokenType.NORMAL, TokenType.BYTE) else -1000.0)
-    return pieces, scores, types
+            pieces[n] = pieces[n].replace(SPACE, " ")
+    merged = (TokenType.NORMAL, TokenType.BYTE)
+    listed = [scores.get(piece, lowest) if type in merged else -1000.0 for piece, type in zip(pieces, types, strict=True)]
+    return pieces, listed, types
+
+
+def merge_ranks(merges: list) -> dict[str, float]:
+    """Minus the rank of the first merge that makes a piece, by the piece."""
+    made = [merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in merges]
+    return dict(zip(reversed(made), (-np.arange(len(made), dtype=float)[::-1]).tolist(), strict=True))  # the first rank stays
+
+
+def sentencepiece_scores(path: Path) -> dict[str, float]:
+    """The score of every piece of a tokenizer.model; none where there is no such file. Raises ExportError for a broken one."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    if not path.exists():
+        return {}
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise ExportError(f"{path}: not a SentencePiece model; copy the base model's again, or delete it") from None
+    return {piece.piece: piece.score for piece in model.pieces}
 
 
 def token_type(piece: str | None, added: dict | None) -> TokenType:
@@ -337,6 +320,21 @@ def modelfile(file: str, system: str) -> str:
     )
 
 
+def origin(folder: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
+    """Size, licence and base model: from origin.json where the base came as a GGUF file, else the size alone."""
+    total = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    values: dict[str, object] = {"general.finetune": "slang", "general.size_label": gguf.size_label(total, 0, 0, 0)}
+    path = folder / "origin.json"
+    if not path.exists():
+        return values
+    known = read_json(path)
+    kept = ("general.basename", "general.size_label", "general.license", "general.languages", "general.tags")
+    values |= {key: value for key, value in known.items() if key.startswith(kept)}
+    if base := known.get("general.name"):
+        values |= {"general.base_model.count": 1, "general.base_model.0.name": base}
+    return values
+
+
 def metadata(folder: Path, args: Config, name: str, system: str) -> dict[str, object]:
     """Everything but the tensors and the file type, by its key (ggml/docs/gguf.md, llama.cpp's llama-arch.cpp)."""
     pieces, scores, types = read_vocabulary(folder, args.vocab_size)
@@ -368,6 +366,8 @@ def metadata(folder: Path, args: Config, name: str, system: str) -> dict[str, ob
         "tokenizer.ggml.scores": np.array(scores, np.float32),
         "tokenizer.ggml.token_type": np.array(types, np.int32),
         "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_sep_token": False,
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.chat_template": with_system(read_template(folder), system),
     }
@@ -442,7 +442,7 @@ def export(folder: Path, kinds: list[str], name: str) -> list[Path]:
         raise ExportError(f'{folder / "prompt.toml"}: system holds """, which a Modelfile cannot quote; write it without')
     args = read_config(folder)
     tensors = select_tensors(folder, args)
-    values = metadata(folder, args, name, system)
+    values = metadata(folder, args, name, system) | origin(folder, tensors)
     tied = "output.weight" not in tensors
     plans = []
     for kind in kinds:
@@ -824,7 +824,7 @@ def main(argv: list[str] | None = None) -> int:
             gc.disable()  # half a million merges are lists, and to look among them for garbage doubles the time to read them
             export(args.folder, list(dict.fromkeys(args.type)), args.name or args.folder.resolve().name)
         return 0
-    except (model_files.Unusable, prompt.PromptError) as error:
+    except (UserError, prompt.PromptError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(dictionary.told(error, args.folder or ""), file=sys.stderr)

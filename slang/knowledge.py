@@ -45,7 +45,7 @@ from mlx_lm.utils import load, load_model
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
-from slang import jsonl, prompt, report
+from slang import jsonl, model_files, prompt, report
 from slang.dictionary import Problem, key, told
 from slang.report import WHO
 
@@ -718,7 +718,7 @@ def run(args: argparse.Namespace) -> int:
         "label": label,
         "note": args.note,
         "date": date.today().isoformat(),
-        "model": args.model,
+        "model": model_files.typed(args.model),
         "adapter": {"path": args.adapter_path, "sha256": sha256(adapter / "adapters.safetensors")},
         "prompt": {"sha256": asked.hash(), "system": asked.system},
         "data": {name: sha256(data / f"{name}.jsonl") for name in rows} | ({"control": sha256(control)} if control else {}),
@@ -747,7 +747,7 @@ def run(args: argparse.Namespace) -> int:
     results.mkdir(parents=True, exist_ok=True)
     log = results / "LOG.md"
     text = log.read_text(encoding="utf-8") if log.exists() else ""
-    text = log_row(text, [label, args.note, args.model, str(len(items)), *log_cells(result["figures"])])
+    text = log_row(text, [label, args.note, result["model"], str(len(items)), *log_cells(result["figures"])])
     for heading, line in zip(HEADINGS.values(), lines, strict=True):
         text = log_entry(text, heading, f"- {label}: `{line}`" + (f" ({args.note})" if args.note else ""))
     paths = [results / f"{label}.json", results / f"{label}.html", log]

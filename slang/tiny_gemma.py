@@ -15,7 +15,6 @@ Run as: python -m slang.tiny_gemma
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -36,6 +35,16 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import gemma3_text
 
 from slang import dictionary, prompt
+from slang.models.tokenizer import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    Added,
+    merges,
+    tokenizer_config,
+    tokenizer_json,
+    write_files,
+    write_json,
+)
 
 SEED = 3
 VOCAB_SIZE = 1536
@@ -102,36 +111,6 @@ ADDED = (
     + ["<start_of_image>", "<end_of_image>"]
 )
 SPECIAL = {"<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"}
-IMAGE = "<image_soft_token>"  # its id is VOCAB_SIZE: as in Gemma 3 it has no row in the embedding
-
-# bos, the system text and a blank line in front of the first user turn, `model` for the assistant, turns that alternate.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- set ns = namespace(system='', turns=messages) -%}
-{%- if messages and messages[0].role == 'system' -%}
-  {%- set text = messages[0].content -%}
-  {%- set ns.system = (text if text is string else text[0].text) + '\\n\\n' -%}
-  {%- set ns.turns = messages[1:] -%}
-{%- endif -%}
-{%- for turn in ns.turns -%}
-  {%- if turn.role != ('user' if loop.index0 is even else 'assistant') -%}
-    {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
-  {%- endif -%}
-  {{- '<start_of_turn>' + ('user' if turn.role == 'user' else 'model') + '\\n' -}}
-  {%- if loop.first %}{{ ns.system }}{% endif -%}
-  {%- if turn.content is string -%}
-    {{- turn.content | trim -}}
-  {%- elif turn.content is iterable -%}
-    {%- for part in turn.content -%}
-      {{- '<start_of_image>' if part.type == 'image' else part.text | trim -}}
-    {%- endfor -%}
-  {%- else -%}
-    {{- raise_exception('Invalid content type') -}}
-  {%- endif -%}
-  {{- '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}
-"""
 
 # Everyday Spanish, no slang: something that a careless adapter would damage.
 EVERYDAY = """\
@@ -215,77 +194,23 @@ def train_sentencepiece(texts: list[str]) -> bytes:
     return model.getvalue()
 
 
-def merges(pieces: list[str]) -> list[list[str]]:
-    """Every split of every piece into two pieces, in the order in which SentencePiece prefers the whole.
-
-    A piece that is learnt later may be reachable by several merges; Gemma's tokenizer.json lists them all.
-    """
-    ids = {piece: n for n, piece in enumerate(pieces)}
-    runs = [piece for piece in ADDED if len(piece) > 1 and len(set(piece)) == 1]
-    first_learnt = ids["<0xFF>"] + 1
-    found = []
-    for piece in runs + pieces[first_learnt:]:
-        splits = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
-        found += sorted((s for s in splits if s[0] in ids and s[1] in ids), key=lambda s: (ids[s[0]], ids[s[1]]))
-    return [list(split) for split in found]
-
-
 def write_tokenizer(texts: list[str], output: Path) -> None:
     """tokenizer.model, tokenizer.json, tokenizer_config.json and chat_template.jinja, made from the texts alone."""
     model = train_sentencepiece(texts)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [processor.id_to_piece(n) for n in range(processor.get_piece_size())]
-    added = [
-        {"id": n, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": token in SPECIAL or token == IMAGE}
-        for n, token in [*((pieces.index(token), token) for token in ADDED), (VOCAB_SIZE, IMAGE)]
-    ]  # fmt: skip
-    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
-        "pre_tokenizer": {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}},
-                     {"SpecialToken": {"id": "<bos>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-                         {"type": "ByteFallback"}, {"type": "Fuse"}],
-        },
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": {piece: n for n, piece in enumerate(pieces)}, "merges": merges(pieces),
-        },
-    }  # fmt: skip
-    config = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in added},
-        "bos_token": "<bos>",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<eos>",
-        "mask_token": "<mask>",
-        "model_max_length": CONFIG["max_position_embeddings"],
-        "pad_token": "<pad>",
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "GemmaTokenizer",
-        "unk_token": "<unk>",
-    }
-    (output / "tokenizer.model").write_bytes(model)
-    write_json(output / "tokenizer.json", tokenizer, indent=None)
-    write_json(output / "tokenizer_config.json", config, indent=None)
-    (output / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    ids = {piece: n for n, piece in enumerate(pieces)}
+    added = [Added(ids[token], token, token in SPECIAL) for token in ADDED]
+    added.append(Added(VOCAB_SIZE, IMAGE_TOKEN, True))
+    runs = [piece for piece in ADDED if len(piece) > 1 and len(set(piece)) == 1]
+    learnt = pieces[ids["<0xFF>"] + 1 :]
+    write_files(
+        output,
+        tokenizer_json(ids, added, merges(runs + learnt, ids)),
+        tokenizer_config(added, CONFIG["max_position_embeddings"]),
+        model,
+        CHAT_TEMPLATE,
+    )
 
 
 def invent(words: list[str], count: int, rng: np.random.Generator) -> list[str]:
@@ -426,10 +351,6 @@ def choice_accuracy(model, tokenizer, entries: Entries, asked: prompt.Prompt, co
         means = [scores[row, : len(answer)].mean().item() for row, answer in enumerate(answers)]
         right.append(int(np.argmax(means)) == 0)
     return float(np.mean(right))
-
-
-def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
 def build(whole: Entries, part: Entries, asked: prompt.Prompt, iters: int, output: Path) -> dict[str, float]:

@@ -117,13 +117,13 @@ def test_chat_template_refuses_roles_that_do_not_alternate(tokenizer, roles):
 
 
 def test_special_tokens(tokenizer):
-    for token in (*tiny_gemma.ADDED, tiny_gemma.IMAGE):
+    for token in (*tiny_gemma.ADDED, tiny_gemma.IMAGE_TOKEN):
         if not token.startswith("\u2581"):
             assert len(tokenizer.encode(token, add_special_tokens=False)) == 1, token
     for count in tiny_gemma.RUNS:
         assert len(tokenizer.encode(" " * count, add_special_tokens=False)) == 1
     assert tokenizer.convert_tokens_to_ids(["<pad>", "<eos>", "<bos>", "<unk>"]) == [0, 1, 2, 3]
-    assert tokenizer.convert_tokens_to_ids(tiny_gemma.IMAGE) == tiny_gemma.VOCAB_SIZE
+    assert tokenizer.convert_tokens_to_ids(tiny_gemma.IMAGE_TOKEN) == tiny_gemma.VOCAB_SIZE
     assert tokenizer.encode("hola")[0] == tokenizer.bos_token_id
     assert tokenizer.eos_token_ids == {1, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
     assert tokenizer.decode(tokenizer.encode("<start_of_turn>a<end_of_turn>"), skip_special_tokens=True) == "a"
