@@ -17,8 +17,8 @@ types=(bf16 q4_k_m) # the Modelfile is for the last one
 known="f32 f16 bf16 q8_0 q4_0 q4_k_m q5_k_m q6_k"
 check=(
   --dictionary "$DICTIONARY"
-  --questions 200 # asked of both; each adds a second or two with the 1B model
-  --choices 100   # with four answers to choose from
+  --questions 200 # cut into tokens by both
+  --answers 12    # of them answered by both; each adds seconds with a real model
 )
 
 gguf=yes

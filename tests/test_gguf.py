@@ -96,7 +96,8 @@ def files(fused: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def reference(fused: Path) -> exporter.Reference:
-    return exporter.Reference(fused, exporter.read_entries(fused.parent / "source.txt"), n_questions=24, n_choices=12)
+    entries = exporter.read_entries(fused.parent / "source.txt")
+    return exporter.Reference(fused, entries, n_questions=24, n_answers=12)
 
 
 def failed(rows: list[exporter.Row]) -> list[str]:
@@ -110,7 +111,7 @@ def test_file_answers_as_mlx(kind: str, files: dict[str, Path], reference: expor
 
 
 def test_check_as_a_command_with_200_questions(fused: Path, files: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "slang.gguf", "--check", files["f32"], "--questions", "200", "--choices", "4"]
+    command = [sys.executable, "-m", "slang.gguf", "--check", files["f32"], "--questions", "200"]
     done = run(*command, **one_thread())
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.search(r"chats cut into the same tokens +200 +200 +all  ok", done.stdout)
