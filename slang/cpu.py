@@ -1,0 +1,432 @@
+"""The loss of packed rows and its gradient on a CPU: Gemma 3 forward and backward in numpy, for LoRA on frozen weights.
+
+MLX's CPU kernels for everything but products take 13 to 18 ns an entry (exp, sigmoid, max, sums), numpy's 0.1 to 0.4. So
+slang/lora.py, on a CPU, computes with this file what its Network computes with MLX elsewhere. Products are OpenBLAS's, as
+numpy brings it, with as many threads as OPENBLAS_NUM_THREADS says. Everything is float32.
+
+Shapes, in all of the file:
+
+    tokens   packed tokens: the common prefix once, then the rows end to end, without padding
+    hidden   the model's width, 640 in Gemma 3 270M
+    heads    query heads, of `dim` entries each; each of the `groups` key and value heads serves heads / groups of them
+
+What goes forward keeps what goes back will need, in `kept`, a list that is taken apart from its end.
+"""
+
+import ctypes
+import math
+import sys
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.tuner.lora import LoRALinear
+
+CHUNK = 2048  # vocabulary entries at a time: with 64 answer tokens 512 KB of logits, which stay in cache
+BLOCK = 2**17  # entries of an elementwise pass: 512 KB, so that the 17 passes of `gelu_product` stay in cache
+
+
+def view(a: mx.array) -> np.ndarray:
+    """The same memory as a numpy array, float32."""
+    return np.array(a, copy=False)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what a step frees for the next one: given back and fetched anew, 250 MB a step of 16 rows take 0.1 s."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: below 32 MB, the most there is, memory comes from the heap
+            library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: which shrinks when a GB at its end is free
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why this file can't compute the model's gradient, or None."""
+    text = getattr(model, "language_model", model)
+    body = text.model
+    weights = [module for layer in body.layers for _, module in layer.named_modules() if "weight" in module]
+    adapters = [module for _, module in model.named_modules() if "lora_a" in module]
+    if any(type(module) is not LoRALinear for module in adapters):
+        return "an adapter that is not plain LoRA on a linear layer"
+    if any("lora_a" in head for head in (body.embed_tokens, text.get("lm_head", {}))):
+        return "an adapter on the embedding or the head"
+    if any(isinstance(module.get("dropout"), nn.Dropout) and module.dropout._p_1 < 1 for module in adapters):
+        return "dropout"
+    if any("bias" in module or "scales" in module for module in (*weights, body.embed_tokens, text.get("lm_head", {}))):
+        return "quantised weights, or weights with a bias"
+    if any(type(layer.self_attn.rope) is not nn.RoPE for layer in body.layers):
+        return "a rotary embedding that is scaled by frequency"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+@dataclass
+class Batch:
+    """Rows to compute, the common prefix first.
+
+    packed   token ids, (tokens,)
+    x        what the frozen layers make of them, (tokens, hidden), or None where it is not kept
+    rows     where each row's tokens are in packed, the prefix left out
+    answers  where in packed an answer's token is predicted, (answers,); targets is that token
+    weights  what each of the answers counts in the loss, (answers,)
+    """
+
+    packed: np.ndarray
+    x: np.ndarray | None
+    rows: list[slice]
+    answers: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+# ----------------------------------------------------------------------------------------------- parts, there and back
+
+
+class Linear:
+    """y = x W' + scale (x A) B, W frozen."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name = module, name
+        self.learns = "lora_a" in module
+        self.weight = view((module.linear if self.learns else module).weight)  # (out, in)
+
+    def adapter(self) -> tuple[np.ndarray, np.ndarray, np.float32]:
+        """A (in, rank), B (rank, out) as they are at this step, and the scale."""
+        return view(self.module.lora_a), view(self.module.lora_b), np.float32(self.module.scale)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weight.T
+        if self.learns:
+            a, b, scale = self.adapter()
+            y += (scale * (x @ a)) @ b
+        return y
+
+    def backward(self, x: np.ndarray, dy: np.ndarray, gradients: dict[str, np.ndarray]) -> np.ndarray:
+        """The gradient of x from that of y; those of A and B go into `gradients`."""
+        dx = dy @ self.weight
+        if self.learns:
+            a, b, scale = self.adapter()
+            dz = scale * (dy @ b.T)
+            gradients[f"{self.name}.lora_a"] = x.T @ dz
+            gradients[f"{self.name}.lora_b"] = scale * ((x @ a).T @ dy)
+            dx += dz @ a.T
+        return dx
+
+
+class Norm:
+    """Root mean square norm over the last axis, its weight stored as what is added to 1."""
+
+    def __init__(self, module: nn.Module):
+        self.weight = 1 + view(module.weight)
+        self.eps = np.float32(module.eps)
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """(y, what backward needs)."""
+        size = np.float32(1 / x.shape[-1])
+        factor = 1 / np.sqrt(np.einsum("...i,...i->...", x, x) * size + self.eps)[..., None]
+        unit = x * factor
+        return unit * self.weight, (unit, factor)
+
+    def backward(self, kept: tuple[np.ndarray, np.ndarray], dy: np.ndarray) -> np.ndarray:
+        unit, factor = kept
+        size = np.float32(1 / dy.shape[-1])
+        dx = dy * self.weight
+        along = np.einsum("...i,...i->...", dx, unit)[..., None] * size
+        dx -= unit * along
+        dx *= factor
+        return dx
+
+
+class Rope:
+    """Rotary position embedding, first half of a head against its second (nn.RoPE, traditional=False)."""
+
+    def __init__(self, module: nn.RoPE):
+        self.step = module.base ** (-np.arange(0, module.dims, 2) / module.dims) * module.scale
+
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine and sine, (tokens, 1, dim / 2) each."""
+        angle = (positions[:, None] * self.step)[:, None]
+        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Each head of x (tokens, heads, dim) turned by its token's angles; with -sin, turned back, which is the gradient."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = np.empty_like(x)
+    np.multiply(first, cos, out=out[..., :half])
+    np.multiply(second, cos, out=out[..., half:])
+    out[..., :half] -= second * sin
+    out[..., half:] += first * sin
+    return out
+
+
+def gelu_product(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """gelu(gate) * up, and its derivatives by up and by gate; (tokens, inner) each, in the memory of gate and up.
+
+    gelu(g) = g h, where h = (1 + tanh(g (c + k g g))) / 2; its derivative is h + 2 g h (1 - h) (c + 3 k g g).
+    """
+    c = np.float32(math.sqrt(2 / math.pi))
+    k = np.float32(0.044715) * c
+    by_up = np.empty_like(gate)
+    height = max(1, BLOCK // gate.shape[1])
+    for at in range(0, len(gate), height):
+        g, u, gelu = (a[at : at + height] for a in (gate, up, by_up))
+        square = g * g
+        h = square * k
+        h += c
+        h *= g
+        np.tanh(h, out=h)
+        h += 1
+        h *= np.float32(0.5)
+        np.multiply(g, h, out=gelu)
+        square *= 6 * k
+        square += 2 * c
+        square *= gelu
+        square *= 1 - h
+        square += h
+        np.multiply(square, u, out=g)
+        u *= gelu
+    return up, by_up, gate
+
+
+@dataclass
+class Attention:
+    """Softmax attention of packed rows, in which the prefix sees itself, a row the prefix and itself.
+
+    window  how many tokens a query sees, its own included; None for all before it
+    """
+
+    rows: list[slice]
+    prefix: int
+    window: int | None
+    hidden: list[np.ndarray | None] = field(init=False)
+
+    def __post_init__(self):
+        self.rows = [slice(0, self.prefix), *self.rows] if self.prefix else self.rows
+        self.hidden = [self.mask(row.stop - row.start, self.before(row)) for row in self.rows]
+
+    def before(self, row: slice) -> int:
+        """How many tokens of the prefix the row sees; the prefix itself is a row that has none before it."""
+        return self.prefix if row.start else 0
+
+    def mask(self, length: int, before: int) -> np.ndarray:
+        """(length, 1, before + length): 0 where a query sees the key, else minus infinity."""
+        queries = np.arange(before, before + length)[:, None]
+        keys = np.arange(before + length)
+        seen = keys <= queries
+        if self.window:
+            seen &= keys > queries - self.window
+        return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+
+    def forward(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(output (tokens, heads, dim), what backward needs) of q, which is scaled, (tokens, heads, dim) and k, v
+        (tokens, groups, dim)."""
+        out, shares = np.empty_like(q), []
+        for row, mask in zip(self.rows, self.hidden, strict=True):
+            for group in range(k.shape[1]):
+                queries, keys, values, heads = self.parts(q, k, v, row, group)
+                scores = (queries @ keys.T).reshape(len(mask), -1, len(keys))
+                scores += mask
+                scores -= scores.max(axis=-1, keepdims=True)
+                share = np.exp(scores, out=scores)
+                share /= share.sum(axis=-1, keepdims=True)
+                shares.append(share.reshape(-1, len(keys)))
+                out[row, heads] = (shares[-1] @ values).reshape(out[row, heads].shape)
+        return out, shares
+
+    def backward(self, q, k, v, shares: list[np.ndarray], dout: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The gradients of q, k and v from that of the output."""
+        dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+        left = iter(shares)
+        for row in self.rows:
+            n = self.before(row)
+            for group in range(k.shape[1]):
+                queries, keys, values, heads = self.parts(q, k, v, row, group)
+                share = next(left)
+                d = dout[row, heads].reshape(queries.shape)
+                dscores = d @ values.T
+                dscores -= np.einsum("ij,ij->i", dscores, share)[:, None]
+                dscores *= share
+                dq[row, heads] = (dscores @ keys).reshape(dq[row, heads].shape)
+                for total, part in ((dk, dscores.T @ queries), (dv, share.T @ d)):
+                    total[:n, group] += part[:n]
+                    total[row, group] += part[n:]
+        return dq, dk, dv
+
+    def parts(self, q, k, v, row: slice, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
+        """A row's queries (tokens * heads / groups, dim), the keys and values that it sees, and which heads these are."""
+        n, size = self.before(row), q.shape[1] // k.shape[1]
+        heads = slice(group * size, (group + 1) * size)
+        keys, values = (np.concatenate([a[:n, group], a[row, group]]) for a in (k, v))
+        return q[row, heads].reshape(-1, q.shape[2]), keys, values, heads
+
+
+class Layer:
+    """One gemma3_text.TransformerBlock."""
+
+    def __init__(self, layer: nn.Module, names: dict[int, str]):
+        attention, mlp = layer.self_attn, layer.mlp
+        for name, module in (("q", attention.q_proj), ("k", attention.k_proj), ("v", attention.v_proj), ("o", attention.o_proj),
+                             ("gate", mlp.gate_proj), ("up", mlp.up_proj), ("down", mlp.down_proj)):  # fmt: skip
+            setattr(self, name, Linear(module, names[id(module)]))
+        self.q_norm, self.k_norm = Norm(attention.q_norm), Norm(attention.k_norm)
+        self.norms = [Norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm,
+                                              layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm)]  # fmt: skip
+        self.rope, self.scale = Rope(attention.rope), np.float32(attention.scale)
+        self.heads, self.groups, self.dim = attention.n_heads, attention.n_kv_heads, attention.rope.dims
+        self.sliding = attention.is_sliding
+
+    def forward(self, x: np.ndarray, attention: Attention, table, pick: np.ndarray | None) -> tuple[np.ndarray, tuple]:
+        """(output, what backward needs) of x (tokens, hidden); with `pick`, the output of those tokens only."""
+        tokens = len(x)
+        y, at_input = self.norms[0].forward(x)
+        q, at_q = self.q_norm.forward(self.q.forward(y).reshape(tokens, self.heads, self.dim))
+        k, at_k = self.k_norm.forward(self.k.forward(y).reshape(tokens, self.groups, self.dim))
+        v = self.v.forward(y).reshape(tokens, self.groups, self.dim)
+        q, k = rotated(q, *table), rotated(k, *table)
+        q *= self.scale
+        seen, shares = attention.forward(q, k, v)
+        seen = seen.reshape(tokens, self.heads * self.dim)
+        if pick is not None:
+            seen, x = seen[pick], x[pick]
+        r, at_attention = self.norms[1].forward(self.o.forward(seen))
+        h = x + r
+        z, at_mlp = self.norms[2].forward(h)
+        product = gelu_product(self.gate.forward(z), self.up.forward(z))
+        r, at_output = self.norms[3].forward(self.down.forward(product[0]))
+        r += h
+        return r, (y, at_input, at_q, at_k, (q, k, v, shares), seen, at_attention, z, at_mlp, product, at_output)
+
+    def backward(self, kept: tuple, attention: Attention, table, pick, d: np.ndarray, gradients: dict) -> np.ndarray:
+        """The gradient of x from that of the output; those of the adapters go into `gradients`."""
+        y, at_input, at_q, at_k, seen_by, seen, at_attention, z, at_mlp, (product, by_up, by_gate), at_output = kept
+        cos, sin = table
+        r = self.down.backward(product, self.norms[3].backward(at_output, d), gradients)
+        by_up *= r
+        by_gate *= r
+        r = self.up.backward(z, by_up, gradients)
+        r += self.gate.backward(z, by_gate, gradients)
+        d = d + self.norms[2].backward(at_mlp, r)
+        r = self.o.backward(seen, self.norms[1].backward(at_attention, d), gradients)
+        if pick is not None:
+            d, r = spread(d, pick, len(y)), spread(r, pick, len(y))
+        dq, dk, dv = attention.backward(*seen_by, r.reshape(len(y), self.heads, self.dim))
+        dq *= self.scale
+        dq = self.q_norm.backward(at_q, rotated(dq, cos, -sin))
+        dk = self.k_norm.backward(at_k, rotated(dk, cos, -sin))
+        r = self.q.backward(y, dq.reshape(len(y), self.heads * self.dim), gradients)
+        r += self.k.backward(y, dk.reshape(len(y), self.groups * self.dim), gradients)
+        r += self.v.backward(y, dv.reshape(len(y), self.groups * self.dim), gradients)
+        d += self.norms[0].backward(at_input, r)
+        return d
+
+
+def spread(picked: np.ndarray, pick: np.ndarray, tokens: int) -> np.ndarray:
+    """(tokens, hidden), 0 but for the picked rows."""
+    out = np.zeros((tokens, picked.shape[1]), np.float32)
+    out[pick] = picked
+    return out
+
+
+def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, weights: np.ndarray,
+                  slope: bool) -> tuple[float, np.ndarray | None]:  # fmt: skip
+    """Weighted sum of -log softmax(hidden head')[target], and with `slope` its gradient by hidden (answers, hidden).
+
+    head is (vocabulary, hidden). It is gone through once, a part at a time, and no logits are kept: sums of exponentials
+    and the part of the gradient that they weigh are kept relative to the largest logit so far ("online softmax", Milakov
+    and Gimelshein, arXiv 1805.02867).
+    """
+    top = np.full(len(hidden), -np.inf, np.float32)
+    sums = np.zeros(len(hidden), np.float32)
+    across = np.ascontiguousarray(hidden.T)
+    mean = np.zeros_like(across)
+    for at in range(0, len(head), CHUNK):
+        part = head[at : at + CHUNK]
+        logits = part @ across
+        higher = np.maximum(top, logits.max(axis=0))
+        shrink = np.exp(top - higher)
+        top = higher
+        logits -= top
+        np.exp(logits, out=logits)
+        sums = sums * shrink + np.ones(len(part), np.float32) @ logits
+        if slope:
+            mean *= shrink
+            mean += part.T @ logits
+    right = head[targets]
+    loss = (np.log(sums) + top - np.einsum("ij,ij->i", hidden, right)) @ weights
+    if not slope:
+        return float(loss), None
+    slopes = (mean / sums).T - right
+    slopes *= weights[:, None]
+    return float(loss), slopes
+
+
+# ------------------------------------------------------------------------------------------------------------ the whole
+
+
+class Step:
+    """Loss and gradient of a model's adapter over batches that begin with the same `prefix` tokens.
+
+    The layers below `start` have no adapter: nothing goes back through them.
+    """
+
+    def __init__(self, model: nn.Module, prefix: int, start: int):
+        keep_memory()
+        text = getattr(model, "language_model", model)
+        names = {id(module): name for name, module in model.named_modules()}
+        self.prefix, self.start, self.window = prefix, start, text.model.window_size
+        self.embedding = view(text.model.embed_tokens.weight)
+        self.head = self.embedding if text.tie_word_embeddings else view(text.lm_head.weight)
+        # mlx_lm's factor, which is rounded to bfloat16.
+        self.factor = np.float32(mx.array(text.model.args.hidden_size**0.5, mx.bfloat16).item())
+        self.layers = [Layer(layer, names) for layer in text.model.layers]
+        self.norm = Norm(text.model.norm)
+        # gemma3_text has one rotary embedding for the sliding layers, one for the others.
+        self.ropes = {layer.sliding: layer.rope for layer in self.layers}
+
+    def surroundings(self, batch: Batch) -> list[tuple[Attention, tuple[np.ndarray, np.ndarray]]]:
+        """For each layer, who sees whom, and the table of angles."""
+        positions = np.concatenate([np.arange(self.prefix), *(self.prefix + np.arange(r.stop - r.start) for r in batch.rows)])
+        attention = {sliding: Attention(batch.rows, self.prefix, self.window if sliding else None) for sliding in (True, False)}
+        tables = {kind: rope.table(positions) for kind, rope in self.ropes.items()}
+        return [(attention[layer.sliding], tables[layer.sliding]) for layer in self.layers]
+
+    def trunk(self, batch: Batch) -> np.ndarray:
+        """The output of the layers below `start`, (tokens, hidden)."""
+        x = self.embedding[batch.packed] * self.factor
+        around = self.surroundings(batch)
+        for layer, (attention, table) in zip(self.layers[: self.start], around, strict=False):
+            x, _ = layer.forward(x, attention, table, None)
+        return x
+
+    def loss(self, batch: Batch) -> float:
+        return self._forward(batch, None)[0]
+
+    def loss_and_gradient(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+        """The weighted cross entropy of the answers, and its gradient by every lora_a and lora_b."""
+        kept, gradients = [], {}
+        loss, d = self._forward(batch, kept)
+        around = self.surroundings(batch)
+        for i in reversed(range(self.start, len(self.layers))):
+            pick = batch.answers if i == len(self.layers) - 1 else None
+            d = self.layers[i].backward(kept.pop(), *around[i], pick, d, gradients)
+        return loss, gradients
+
+    def _forward(self, batch: Batch, kept: list | None) -> tuple[float, np.ndarray | None]:
+        """(loss, its gradient by the last layer's output); a list is filled with what going back needs."""
+        x = self.trunk(batch) if batch.x is None else batch.x
+        around = self.surroundings(batch)
+        for i in range(self.start, len(self.layers)):
+            pick = batch.answers if i == len(self.layers) - 1 else None
+            x, needed = self.layers[i].forward(x, *around[i], pick)
+            if kept is not None:
+                kept.append(needed)
+        if self.start == len(self.layers):
+            x = x[batch.answers]
+        hidden, at_norm = self.norm.forward(x)
+        loss, slope = cross_entropy(hidden, self.head, batch.targets, batch.weights, kept is not None)
+        return loss, None if slope is None else self.norm.backward(at_norm, slope)
