@@ -827,7 +827,7 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
     base = fingerprint(model)
     dtypes = build(args, model)
     if mx.default_device() == mx.cpu:
-        model.set_dtype(mx.float32)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
+        cpu.to_float32(model)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
     rows = Rows(train_set, args.max_seq_length, "train")
     valid = {"val_loss": Rows(valid_set, args.max_seq_length, "valid")} if len(valid_set) else {}
     if not rows.tokens or any(not len(r) for r in valid.values()):
@@ -919,7 +919,7 @@ def run(args) -> None:
     elif args.adapter_path != "":
         load_adapters(model, args.adapter_path)
     if mx.default_device() == mx.cpu:
-        model.set_dtype(mx.float32)
+        cpu.to_float32(model)
     if args.test:
         rprint("Testing")
         test_model(args, model, test_set)
