@@ -234,9 +234,10 @@ def compare(args) -> None:
     folder = Path(args.real) if Path(args.real).is_dir() else Path(model_files.find(args.real))
     rows = real_rows(folder, args.data)
     prefix = len(lora.common_prefix(rows))
-    unit = "CPU" if args.threads == 1 else "wall"
+    unit = "CPU" if args.threads == 1 else "wall-clock"
     print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, mlx {mx.__version__}, "
-          f"numpy {np.__version__}; {folder.name}, {args.threads} threads, {unit} seconds; a prefix of {prefix} tokens")  # fmt: skip
+          f"numpy {np.__version__}; {folder.name}, {args.threads} threads, {unit} seconds, "
+          f"a prefix of {prefix} tokens")  # fmt: skip
     head = ("rows", "tokens", "answers", "engine", "s a step", "to arithmetic", "rows/s", "slang is", "peak, GB", "slang's",
             "gradient")  # fmt: skip
     print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|", flush=True)

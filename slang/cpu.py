@@ -39,7 +39,7 @@ def view(a: mx.array) -> np.ndarray:
 
 def over_rows(work, rows: int, width: int) -> None:
     """Call work(slice) for parts of the rows that stay in cache, on as many threads as products have."""
-    height = max(1, BLOCK // width)
+    height = max(1, BLOCK // max(width, 1))
     parts = [slice(at, min(at + height, rows)) for at in range(0, rows, height)]
     if THREADS == 1 or len(parts) == 1:
         for part in parts:
