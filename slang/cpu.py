@@ -18,8 +18,9 @@ import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,7 +51,7 @@ def over_rows(work, rows: int, width: int) -> None:
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS)
+    return ThreadPoolExecutor(THREADS, initializer=partial(np.seterr, all="ignore"))
 
 
 def keep_memory() -> None:
@@ -72,7 +73,9 @@ def to_float32(model: nn.Module) -> None:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why this file can't compute the model's gradient, or None."""
+    """Why this file can't compute the model, or None."""
+    if model.model_type not in ("gemma3_text", "gemma3"):
+        return f"{model.model_type} is not Gemma 3"
     text = getattr(model, "language_model", model)
     body = text.model
     weights = [module for layer in body.layers for _, module in layer.named_modules() if "weight" in module]
@@ -85,6 +88,8 @@ def why_not(model: nn.Module) -> str | None:
         return "dropout"
     if any("bias" in module or "scales" in module for module in (*weights, body.embed_tokens, text.get("lm_head", {}))):
         return "quantised weights, or weights with a bias"
+    if any(a.dtype != mx.float32 for _, a in tree_flatten(model.parameters())):
+        return "weights that are not float32"
     return None
 
 
@@ -92,22 +97,42 @@ def why_not(model: nn.Module) -> str | None:
 
 
 @dataclass
+class Row:
+    """Tokens that follow one another: where they are in `packed`, and where all that comes before them is.
+
+    The common prefix is a row that nothing comes before. The rows of an answer's choices come after their question's row.
+    """
+
+    place: slice
+    before: tuple[slice, ...] = ()
+
+    @property
+    def offset(self) -> int:
+        """The position of the row's first token."""
+        return sum(part.stop - part.start for part in self.before)
+
+    def of(self, a: np.ndarray) -> np.ndarray:
+        """What the row sees of a (tokens, ...): all before it, and itself."""
+        return np.concatenate([a[part] for part in (*self.before, self.place)])
+
+
+@dataclass
 class Batch:
-    """Rows to compute, the common prefix first.
+    """Rows to compute.
 
     packed   token ids, (tokens,)
     x        what the frozen layers make of them, (tokens, hidden), or None where it is not kept
-    rows     where each row's tokens are in packed, the prefix left out
+    rows     every token is in one of them
     answers  where in packed an answer's token is predicted, (answers,); targets is that token
     weights  what each of the answers counts in the loss, (answers,)
     """
 
     packed: np.ndarray
     x: np.ndarray | None
-    rows: list[slice]
+    rows: list[Row]
     answers: np.ndarray
     targets: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray | None = None
 
 
 # ----------------------------------------------------------------------------------------------- parts, there and back
@@ -240,49 +265,29 @@ def gelu_product(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return up, by_up, gate
 
 
-@dataclass
 class Attention:
-    """Softmax attention of packed rows, in which the prefix sees itself, a row the prefix and itself.
+    """Softmax attention of packed rows, each of which sees what comes before it and itself.
 
     window  how many tokens a query sees, its own included; None for all before it
     """
 
-    rows: list[slice]
-    prefix: int
-    window: int | None
-    hidden: list[np.ndarray | None] = field(init=False)
-
-    def __post_init__(self):
-        self.rows = [slice(0, self.prefix), *self.rows] if self.prefix else self.rows
-        self.hidden = [self.mask(row.stop - row.start, self.before(row)) for row in self.rows]
-
-    def before(self, row: slice) -> int:
-        """How many tokens of the prefix the row sees; the prefix itself is a row that has none before it."""
-        return self.prefix if row.start else 0
-
-    def mask(self, length: int, before: int) -> np.ndarray:
-        """(length, 1, before + length): 0 where a query sees the key, else minus infinity."""
-        queries = np.arange(before, before + length)[:, None]
-        keys = np.arange(before + length)
-        seen = keys <= queries
-        if self.window:
-            seen &= keys > queries - self.window
-        return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+    def __init__(self, rows: list[Row], window: int | None):
+        self.rows = rows
+        self.hidden = [mask(row.offset + np.arange(row.place.stop - row.place.start), window) for row in rows]
 
     def forward(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """(output (tokens, heads, dim), what backward needs) of q, which is scaled, (tokens, heads, dim) and k, v
         (tokens, groups, dim)."""
         out, shares = np.empty_like(q), []
-        for row, mask in zip(self.rows, self.hidden, strict=True):
-            for group in range(k.shape[1]):
-                queries, keys, values, heads = self.parts(q, k, v, row, group)
-                scores = (queries @ keys.T).reshape(len(mask), -1, len(keys))
-                scores += mask
-                scores -= scores.max(axis=-1, keepdims=True)
-                share = np.exp(scores, out=scores)
-                share /= share.sum(axis=-1, keepdims=True)
-                shares.append(share.reshape(-1, len(keys)))
-                out[row, heads] = (shares[-1] @ values).reshape(out[row, heads].shape)
+        for row, hidden in zip(self.rows, self.hidden, strict=True):
+            all_keys, all_values = row.of(k), row.of(v)
+            for group, heads in enumerate(groups_of(q, k)):
+                queries, keys, values = flat(q[row.place, heads]), all_keys[:, group], all_values[:, group]
+                scores = (queries @ keys.T).reshape(len(hidden), heads.stop - heads.start, len(keys))
+                scores += hidden
+                softmax(scores)
+                shares.append(scores.reshape(len(queries), len(keys)))
+                out[row.place, heads] = (shares[-1] @ values).reshape(out[row.place, heads].shape)
         return out, shares
 
     def backward(self, q, k, v, shares: list[np.ndarray], dout: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -290,26 +295,46 @@ class Attention:
         dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
         left = iter(shares)
         for row in self.rows:
-            n = self.before(row)
-            for group in range(k.shape[1]):
-                queries, keys, values, heads = self.parts(q, k, v, row, group)
-                share = next(left)
-                d = dout[row, heads].reshape(queries.shape)
-                dscores = d @ values.T
+            all_keys, all_values = row.of(k), row.of(v)
+            for group, heads in enumerate(groups_of(q, k)):
+                queries, share, d = flat(q[row.place, heads]), next(left), flat(dout[row.place, heads])
+                dscores = d @ all_values[:, group].T
                 dscores -= np.einsum("ij,ij->i", dscores, share)[:, None]
                 dscores *= share
-                dq[row, heads] = (dscores @ keys).reshape(dq[row, heads].shape)
+                dq[row.place, heads] = (dscores @ all_keys[:, group]).reshape(dq[row.place, heads].shape)
                 for total, part in ((dk, dscores.T @ queries), (dv, share.T @ d)):
-                    total[:n, group] += part[:n]
-                    total[row, group] += part[n:]
+                    for place in (*row.before, row.place):
+                        length = place.stop - place.start
+                        total[place, group] += part[:length]
+                        part = part[length:]
         return dq, dk, dv
 
-    def parts(self, q, k, v, row: slice, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
-        """A row's queries (tokens * heads / groups, dim), the keys and values that it sees, and which heads these are."""
-        n, size = self.before(row), q.shape[1] // k.shape[1]
-        heads = slice(group * size, (group + 1) * size)
-        keys, values = (np.concatenate([a[:n, group], a[row, group]]) for a in (k, v))
-        return q[row, heads].reshape(-1, q.shape[2]), keys, values, heads
+
+def mask(positions: np.ndarray, window: int | None) -> np.ndarray:
+    """(queries, 1, keys): 0 where the query of a position sees the key, which are all up to the last; else minus infinity."""
+    keys = np.arange(positions.max(initial=-1) + 1)
+    seen = keys <= positions[:, None]
+    if window:
+        seen &= keys > positions[:, None] - window
+    return np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+
+
+def groups_of(q: np.ndarray, k: np.ndarray) -> list[slice]:
+    """Which of q's heads each of k's serves."""
+    size = q.shape[1] // k.shape[1]
+    return [slice(at, at + size) for at in range(0, q.shape[1], size)]
+
+
+def flat(a: np.ndarray) -> np.ndarray:
+    """(tokens, heads, dim) as (tokens * heads, dim)."""
+    return a.reshape(-1, a.shape[-1])
+
+
+def softmax(scores: np.ndarray) -> None:
+    """Over the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True, initial=-np.inf)  # a row may be empty
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
 
 
 class Layer:
@@ -329,24 +354,33 @@ class Layer:
 
     def forward(self, x: np.ndarray, attention: Attention, table, pick: np.ndarray | None) -> tuple[np.ndarray, tuple]:
         """(output, what backward needs) of x (tokens, hidden); with `pick`, the output of those tokens only."""
-        tokens = len(x)
-        y, at_input = self.norms[0].forward(x)
-        q, at_q = self.q_norm.forward(self.q.forward(y).reshape(tokens, self.heads, self.dim))
-        k, at_k = self.k_norm.forward(self.k.forward(y).reshape(tokens, self.groups, self.dim))
-        v = self.v.forward(y).reshape(tokens, self.groups, self.dim)
-        q, k = rotated(q, *table), rotated(k, *table)
-        q *= self.scale
+        q, k, v, before = self.ask(x, table)
         seen, shares = attention.forward(q, k, v)
-        seen = seen.reshape(tokens, self.heads * self.dim)
+        seen = seen.reshape(len(x), self.heads * self.dim)
         if pick is not None:
             seen, x = seen[pick], x[pick]
+        out, after = self.answer(x, seen)
+        return out, (*before, (q, k, v, shares), seen, *after)
+
+    def ask(self, x: np.ndarray, table) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
+        """Queries, scaled, keys and values, (tokens, heads or groups, dim), and what backward needs."""
+        y, at_input = self.norms[0].forward(x)
+        q, at_q = self.q_norm.forward(self.q.forward(y).reshape(len(x), self.heads, self.dim))
+        k, at_k = self.k_norm.forward(self.k.forward(y).reshape(len(x), self.groups, self.dim))
+        v = self.v.forward(y).reshape(len(x), self.groups, self.dim)
+        q, k = rotated(q, *table), rotated(k, *table)
+        q *= self.scale
+        return q, k, v, (y, at_input, at_q, at_k)
+
+    def answer(self, x: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """(output, what backward needs) from the layer's input and what attention saw, (tokens, heads * dim)."""
         r, at_attention = self.norms[1].forward(self.o.forward(seen))
         h = x + r
         z, at_mlp = self.norms[2].forward(h)
         product = gelu_product(self.gate.forward(z), self.up.forward(z))
         r, at_output = self.norms[3].forward(self.down.forward(product[0]))
         r += h
-        return r, (y, at_input, at_q, at_k, (q, k, v, shares), seen, at_attention, z, at_mlp, product, at_output)
+        return r, (at_attention, z, at_mlp, product, at_output)
 
     def backward(self, kept: tuple, attention: Attention, table, pick, d: np.ndarray, gradients: dict) -> np.ndarray:
         """The gradient of x from that of the output; those of the adapters go into `gradients`."""
@@ -379,9 +413,9 @@ def spread(picked: np.ndarray, pick: np.ndarray, tokens: int) -> np.ndarray:
     return out
 
 
-def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, weights: np.ndarray,
-                  slope: bool) -> tuple[float, np.ndarray | None]:  # fmt: skip
-    """Weighted sum of -log softmax(hidden head')[target], and with `slope` its gradient by hidden (answers, hidden).
+def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray,
+                  slope: bool = False) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+    """-log softmax(hidden head')[target] of each answer, in nats, and with `slope` its gradient by hidden (answers, hidden).
 
     head is (vocabulary, hidden). It is gone through once, a part at a time, and no logits are kept: sums of exponentials
     and the part of the gradient that they weigh are kept relative to the largest logit so far ("online softmax", Milakov
@@ -405,28 +439,36 @@ def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, wei
             mean *= shrink
             mean += part.T @ logits
     right = head[targets]
-    loss = (np.log(sums) + top - np.einsum("ij,ij->i", hidden, right)) @ weights
-    if not slope:
-        return float(loss), None
-    slopes = (mean / sums).T - right
-    slopes *= weights[:, None]
-    return float(loss), slopes
+    losses = np.log(sums) + top - np.einsum("ij,ij->i", hidden, right)
+    return losses, (mean / sums).T - right if slope else None
+
+
+def likeliest(hidden: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """The token with the largest logit after each of hidden (rows, hidden); 0 where none is a number."""
+    best, token = np.full(len(hidden), -np.inf, np.float32), np.zeros(len(hidden), int)
+    rows = np.arange(len(hidden))
+    for at in range(0, len(head), CHUNK):
+        logits = hidden @ head[at : at + CHUNK].T
+        here = logits.argmax(axis=1)
+        higher = logits[rows, here] > best
+        best[higher], token[higher] = logits[rows, here][higher], at + here[higher]
+    return token
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole
 
 
 class Step:
-    """Loss and gradient of a model's adapter over batches that begin with the same `prefix` tokens.
+    """Loss and gradient of a model's adapter.
 
     The layers below `start` have no adapter: nothing goes back through them.
     """
 
-    def __init__(self, model: nn.Module, prefix: int, start: int):
+    def __init__(self, model: nn.Module, start: int = 0):
         keep_memory()
         text = getattr(model, "language_model", model)
         names = {id(module): name for name, module in model.named_modules()}
-        self.prefix, self.start, self.window = prefix, start, text.model.window_size
+        self.start, self.window = start, text.model.window_size
         self.embedding = view(text.model.embed_tokens.weight)
         self.head = self.embedding if text.tie_word_embeddings else view(text.lm_head.weight)
         # mlx_lm's factor, which is rounded to bfloat16.
@@ -436,45 +478,118 @@ class Step:
         # gemma3_text has one rotary embedding for the sliding layers, one for the others.
         self.ropes = {layer.sliding: layer.rope for layer in self.layers}
 
+    def tables(self, positions: np.ndarray) -> dict[bool, tuple[np.ndarray, np.ndarray]]:
+        """Cosines and sines of the positions, for sliding layers and for others."""
+        return {sliding: angles(rope, self.layers[0].dim, positions) for sliding, rope in self.ropes.items()}
+
     def surroundings(self, batch: Batch) -> list[tuple[Attention, tuple[np.ndarray, np.ndarray]]]:
         """For each layer, who sees whom, and the table of angles."""
-        positions = np.concatenate([np.arange(self.prefix), *(self.prefix + np.arange(r.stop - r.start) for r in batch.rows)])
-        attention = {sliding: Attention(batch.rows, self.prefix, self.window if sliding else None) for sliding in (True, False)}
-        tables = {sliding: angles(rope, self.layers[0].dim, positions) for sliding, rope in self.ropes.items()}
+        positions = np.zeros(len(batch.packed), int)
+        for row in batch.rows:
+            positions[row.place] = row.offset + np.arange(row.place.stop - row.place.start)
+        tables = self.tables(positions)
+        attention = {sliding: Attention(batch.rows, self.window if sliding else None) for sliding in tables}
         return [(attention[layer.sliding], tables[layer.sliding]) for layer in self.layers]
 
+    @np.errstate(all="ignore")  # a run that diverged has numbers that are none, and a loss that says so
     def trunk(self, batch: Batch) -> np.ndarray:
         """The output of the layers below `start`, (tokens, hidden)."""
-        x = self.embedding[batch.packed] * self.factor
-        around = self.surroundings(batch)
-        for layer, (attention, table) in zip(self.layers[: self.start], around, strict=False):
-            x, _ = layer.forward(x, attention, table, None)
-        return x
+        return self._through(self._embed(batch), batch, self.surroundings(batch), 0, self.start)
 
-    def loss(self, batch: Batch) -> float:
-        return self._forward(batch, None)[0]
+    @np.errstate(all="ignore")
+    def losses(self, batch: Batch) -> np.ndarray:
+        """The cross entropy of each answer in nats, (answers,)."""
+        x, _ = self._hidden(batch, self.surroundings(batch), None)
+        return cross_entropy(self.norm.forward(x)[0], self.head, batch.targets)[0]
 
+    @np.errstate(all="ignore")
     def loss_and_gradient(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         """The weighted cross entropy of the answers, and its gradient by every lora_a and lora_b."""
-        kept, gradients = [], {}
-        loss, d = self._forward(batch, kept)
-        around = self.surroundings(batch)
+        around, gradients = self.surroundings(batch), {}
+        x, kept = self._hidden(batch, around, [])
+        hidden, at_norm = self.norm.forward(x)
+        losses, slope = cross_entropy(hidden, self.head, batch.targets, slope=True)
+        slope *= batch.weights[:, None]
+        d = self.norm.backward(at_norm, slope)
         for i in reversed(range(self.start, len(self.layers))):
             pick = batch.answers if i == len(self.layers) - 1 else None
             d = self.layers[i].backward(kept.pop(), *around[i], pick, d, gradients)
-        return loss, gradients
+        return float(losses @ batch.weights), gradients
 
-    def _forward(self, batch: Batch, kept: list | None) -> tuple[float, np.ndarray | None]:
-        """(loss, its gradient by the last layer's output); a list is filled with what going back needs."""
-        x = self.trunk(batch) if batch.x is None else batch.x
-        around = self.surroundings(batch)
-        for i in range(self.start, len(self.layers)):
+    def _embed(self, batch: Batch) -> np.ndarray:
+        return self.embedding[batch.packed] * self.factor
+
+    def _through(
+        self, x: np.ndarray, batch: Batch, around: list, first: int, last: int, kept: list | None = None
+    ) -> np.ndarray:
+        """The output of layers first..last-1; of the model's last layer, at the answers only."""
+        for i in range(first, last):
             pick = batch.answers if i == len(self.layers) - 1 else None
             x, needed = self.layers[i].forward(x, *around[i], pick)
             if kept is not None:
                 kept.append(needed)
-        if self.start == len(self.layers):
-            x = x[batch.answers]
-        hidden, at_norm = self.norm.forward(x)
-        loss, slope = cross_entropy(hidden, self.head, batch.targets, batch.weights, kept is not None)
-        return loss, None if slope is None else self.norm.backward(at_norm, slope)
+        return x
+
+    def _hidden(self, batch: Batch, around: list, kept: list | None) -> tuple[np.ndarray, list | None]:
+        """(the last layer's output at the answers, kept), which is filled with what going back needs."""
+        x = batch.x
+        if x is None:
+            x = self._through(self._embed(batch), batch, around, 0, self.start)
+        x = self._through(x, batch, around, self.start, len(self.layers), kept)
+        return (x if self.start < len(self.layers) else x[batch.answers]), kept
+
+
+class Reading:
+    """Rows that a model has read and goes on with, all by one token at a time.
+
+    keys, values  of each layer, (rows, groups, room, dim); a row's own end at `lengths`
+    """
+
+    @np.errstate(all="ignore")
+    def __init__(self, step: Step, prefix: list[int], rows: list[list[int]], room: int):
+        self.step = step
+        ends = np.cumsum([len(prefix), *map(len, rows)]).tolist()
+        places = [slice(*pair) for pair in pairwise(ends)]
+        first = slice(0, len(prefix))
+        packed = np.array([*prefix, *(token for row in rows for token in row)], int)
+        batch = Batch(packed, None, [Row(first), *(Row(place, (first,)) for place in places)], packed[:0], packed[:0])
+        self.lengths = np.array([len(prefix) + len(row) for row in rows], int)
+        self.keys, self.values = [], []
+        x = step._embed(batch)
+        for layer, (attention, table) in zip(step.layers, step.surroundings(batch), strict=True):
+            x, kept = layer.forward(x, attention, table, None)
+            _, keys, values, _ = kept[4]
+            self.keys.append(self._with_room(keys, batch.rows[1:], room))
+            self.values.append(self._with_room(values, batch.rows[1:], room))
+
+    def _with_room(self, a: np.ndarray, rows: list[Row], room: int) -> np.ndarray:
+        """What each row sees of a (tokens, groups, dim), in an array of its own: (rows, groups, longest + room, dim)."""
+        out = np.zeros((len(rows), a.shape[1], self.lengths.max() + room, a.shape[2]), np.float32)
+        for own, row in zip(out, rows, strict=True):
+            seen = row.of(a)
+            own[:, : len(seen)] = seen.swapaxes(0, 1)
+        return out
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        self.lengths = self.lengths[rows]
+        self.keys = [a[rows] for a in self.keys]
+        self.values = [a[rows] for a in self.values]
+
+    @np.errstate(all="ignore")
+    def next(self, tokens: np.ndarray) -> np.ndarray:
+        """Append a token to each row; the likeliest one after it, (rows,)."""
+        step, every = self.step, np.arange(len(tokens))
+        tables = step.tables(self.lengths)
+        hidden = {sliding: mask(self.lengths, step.window if sliding else None)[:, None] for sliding in tables}
+        x = step.embedding[tokens] * step.factor
+        for layer, keys, values in zip(step.layers, self.keys, self.values, strict=True):
+            q, k, v, _ = layer.ask(x, tables[layer.sliding])
+            keys[every, :, self.lengths], values[every, :, self.lengths] = k, v
+            seen = slice(self.lengths.max() + 1)
+            scores = q.reshape(len(x), layer.groups, -1, layer.dim) @ keys[:, :, seen].swapaxes(2, 3)
+            scores += hidden[layer.sliding]
+            softmax(scores)
+            x, _ = layer.answer(x, (scores @ values[:, :, seen]).reshape(len(x), -1))
+        self.lengths = self.lengths + 1
+        return likeliest(step.norm.forward(x)[0], step.head)

@@ -287,18 +287,20 @@ class CpuNetwork(Network):
 
     def __init__(self, model: nn.Module, prefix: list[int]):
         super().__init__(model, prefix)
-        self.step = cpu.Step(model, len(prefix), self.start)
+        self.step = cpu.Step(model, self.start)
 
     def batch(self, rows: Rows, indices: list[int], tokens: int | None = None) -> tuple[cpu.Batch]:
         packed, kept, lengths, answers, targets = pack(self.prefix, rows, indices)
         ends = np.cumsum([len(self.prefix), *lengths]).tolist()
         x = None if rows.trunk is None else cpu.view(rows.trunk)[kept]
         weights = np.full(len(targets), 1 / (tokens or len(targets) or 1), np.float32)
-        slices = [slice(*pair) for pair in pairwise(ends)]
-        return (cpu.Batch(np.array(packed, int), x, slices, np.array(answers, int), np.array(targets, int), weights),)
+        prefix = slice(0, len(self.prefix))
+        after = [cpu.Row(slice(*pair), (prefix,)) for pair in pairwise(ends)]
+        packed, answers, targets = (np.array(a, int) for a in (packed, answers, targets))
+        return (cpu.Batch(packed, x, [cpu.Row(prefix), *after], answers, targets, weights),)
 
     def loss(self, batch: cpu.Batch) -> mx.array:
-        return mx.array(self.step.loss(batch))
+        return mx.array(float(self.step.losses(batch) @ batch.weights))
 
     def value_and_grad(self):
         def loss_and_gradient(batch: cpu.Batch) -> tuple[mx.array, dict]:
