@@ -6,6 +6,7 @@
 #   ./evaluate.sh --fail-if-worse            exit with 3 when the adapter does harm
 #   ./evaluate.sh --compare 20251004A 20251004C   two runs side by side, nothing is run
 #   ./evaluate.sh --quick                    leave mlx_lm.lora --test out: its figure is recomputed, in half the time
+#   ./evaluate.sh --sample 50                50 slangs, drawn by the seed, and as many rows of each file; quick too
 #   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./evaluate.sh
 #
 # Writes $RESULTS/<label>.json with every figure and answer, <label>.html to look at, and in $RESULTS/LOG.md a row of the
@@ -33,6 +34,10 @@ for argument in "$@"; do
   case "$argument" in
     --compare) exec python -m slang.knowledge --results "$RESULTS" "$@" ;;
     --quick) quick=yes ;;
+    --sample | --sample=*) # mlx_lm.lora --test would take its minutes for all rows
+      quick=yes
+      rest+=("$argument")
+      ;;
     *) rest+=("$argument") ;;
   esac
 done

@@ -1,24 +1,26 @@
-"""One training step, mlx_lm.lora's against slang.lora's, side by side in one run.
+"""One training step on a real Gemma 3: slang.lora, Hugging Face PEFT and mlx_lm.lora, the same rows, side by side.
 
-Random weights at the shapes of the tiny model, Gemma 3 270M and 1B; the rows are data/train.jsonl as the tokenizer of
-models/tiny-gemma3 sees them (its ids stand for Gemma's own, the vocabulary has Gemma's size). Each side makes its batches as
-it does in training: stock of random rows, ours of rows of like length, of which a short, a middle and a long one are timed.
-On a CPU, ms is the process's CPU time, so that other work on the machine does not count. The peak is MLX's own, of weights and
-step together.
+Each side runs in a process of its own, by turns, with the same number of threads; of its steps the fastest counts. With one
+thread a second is one of CPU time, so that other work on the machine does not count. Rank 8 on every linear layer, float32
+on a CPU, Adam. Each side has the middle batch, by padded tokens, of an epoch as it makes it: slang's are of rows of like
+length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows that slang has.
 
-The bound is what the arithmetic alone would give: multiply-adds of stock's padded batch, against prefix once, rows without
-padding and the embedding at the answers, forward through all layers and backward through the adapted ones.
+    arithmetic   the multiply-adds that the gradient needs, at the rate at which a 1024 x 1024 float32 product runs here:
+                 the common prefix once, rows without padding, the embedding at answers, each forward and backward
+    peak         of the whole process, loading included
+    gradient     largest difference to the gradient of mlx_lm's loss, relative to that gradient's largest entry; its pad target
+                 left out, its sums over the vocabulary in parts, since one float32 for 262,144 exponentials is no reference.
+                 For mlx_lm: what that costs its own
 
-Run as: python benchmarks/train_step.py                           all shapes, batch 4 and 16
-        python benchmarks/train_step.py --shape 270m --batch 4
-        python benchmarks/train_step.py --shape 1b --num-layers 16   the trunk's output kept
-        python benchmarks/train_step.py --dtype                   bf16 against float32 on this CPU
-        python benchmarks/train_step.py --end-to-end 200          ./train.sh on the tiny model, the whole process
+Run as: python benchmarks/train_step.py --real                     the model gemma-3-270m, batch 4 and 16
+        python benchmarks/train_step.py --real FOLDER --batch 4
+        python benchmarks/train_step.py --end-to-end 200           ./train.sh on the tiny model, the whole process
+
+PEFT needs an environment of its own, which the first run makes in .cache/peft (benchmarks/requirements-peft.txt).
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 import types
+import venv
 from functools import partial
 from pathlib import Path
 
@@ -35,159 +38,238 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models import gemma3_text
 from mlx_lm.tuner.datasets import load_dataset
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from mlx_lm.utils import load_tokenizer
+from mlx_lm.utils import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from slang import lora  # noqa: E402
+from slang import cpu, lora, model_files  # noqa: E402
 
 TINY = ROOT / "models/tiny-gemma3"
-GEMMA = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144}
-SHAPES = {
-    "tiny": None,  # its own config.json
-    "270m": {**GEMMA, "hidden_size": 640, "num_hidden_layers": 18, "intermediate_size": 2048},
-    "1b": {**GEMMA, "hidden_size": 1152, "num_hidden_layers": 26, "intermediate_size": 6912},
-}
+PEFT = ROOT / ".cache/peft"
 LORA = {"rank": 8, "dropout": 0.0, "scale": 20.0}
-
-
-def build(shape: str, num_layers: int, dtype: mx.Dtype = mx.float32) -> gemma3_text.Model:
-    """A model of random weights with LoRA on its last layers, all for -1; lora_b is not zero, so that every gradient counts."""
-    mx.random.seed(0)
-    if SHAPES[shape] is None:
-        args = gemma3_text.ModelArgs.from_dict(json.loads((TINY / "config.json").read_text(encoding="utf-8")))
-    else:
-        args = gemma3_text.ModelArgs(model_type="gemma3_text", **SHAPES[shape])
-    model = gemma3_text.Model(args)
-    model.sanitize({})  # ties the embeddings
-    model.set_dtype(dtype)
-    model.freeze()
-    linear_to_lora_layers(model, num_layers, LORA)
-    for module in model.modules():
-        if "lora_b" in module:
-            module.lora_b = mx.random.normal(module.lora_b.shape) * 1e-3
-    model.train()
-    mx.eval(model.parameters())
-    return model
-
-
-def real_rows(data: str) -> lora.Rows:
-    tokenizer = load_tokenizer(TINY)
-    train, _, _ = load_dataset(types.SimpleNamespace(data=data, train=True, test=False, mask_prompt=True), tokenizer)
-    return lora.Rows(train, 2048, "train")
-
-
-def stock_batch(rows: lora.Rows, indices: list[int], pad_target: bool = True) -> tuple[mx.array, mx.array]:
-    """What mlx_lm.tuner.trainer.iterate_batches makes of these rows."""
-    longest = max(len(rows.tokens[i]) for i in indices)
-    table = np.zeros((len(indices), 1 + 32 * math.ceil(longest / 32)), np.int32)
-    for row, i in enumerate(indices):
-        table[row, : len(rows.tokens[i])] = rows.tokens[i]
-    return mx.array(table), mx.array([(rows.starts[i], len(rows.tokens[i]) - (not pad_target)) for i in indices])
-
-
-def clock() -> float:
-    return time.process_time() if mx.default_device() == mx.cpu else time.perf_counter()
-
-
-def stepper(model: nn.Module, loss, compiled: bool):
-    """A training step with Adam: batch -> seconds. As mlx_lm.tuner.trainer.train has it, or as slang.lora.train."""
-    optimizer = optim.Adam(learning_rate=1e-5)
-    optimizer.init(model.trainable_parameters())
-    state = [model.state, optimizer.state, mx.random.state]
-    gradient = nn.value_and_grad(model, loss)
-
-    def step(*batch):
-        value, grads = gradient(*batch)
-        optimizer.update(model, grads)
-        return value
-
-    if compiled:
-        step = mx.compile(step, inputs=state, outputs=state)
-
-    def run(batch) -> float:
-        start = clock()
-        mx.eval(step(*batch), state)
-        mx.clear_cache()  # as both do, --clear-cache-threshold being 0
-        return clock() - start
-
-    return run
-
-
-def gradient_error(model: nn.Module, network: lora.Network, rows: lora.Rows, indices: list[int]) -> float:
-    """Largest difference in a gradient, relative to its largest entry, over four rows; stock without its pad target."""
-    ours = nn.value_and_grad(model, network.loss)(*network.batch(rows, indices))[1]
-    mx.eval(ours)
-    _, theirs = nn.value_and_grad(model, partial(default_loss, model))(*stock_batch(rows, indices, pad_target=False))
-    pairs = zip(tree_flatten(ours), tree_flatten(theirs), strict=True)
-    return max((mx.abs(a - b).max() / mx.abs(b).max()).item() for (_, a), (_, b) in pairs)
-
-
-def work(model: nn.Module, network: lora.Network, rows: lora.Rows, ours: list[list[int]], theirs: list[list[int]]) -> float:
-    """Multiply-adds of stock's batches over those that the gradient of ours needs."""
-    layer = model.layers[-1]
-    weights = sum(w.size for name, w in tree_flatten(layer.parameters()) if w.ndim == 2 and "lora" not in name)
-    learn, n = sum(map(lora.has_adapter, model.layers)), len(network.prefix)
-    head = 2 * model.model.embed_tokens.weight.size
-    tokens = sum(stock_batch(rows, indices)[0][:, 1:].size for indices in theirs)
-    packed = sum(n + sum(len(rows.tokens[i]) - 1 - n for i in indices) for indices in ours)
-    answers = sum(rows.answer_tokens(indices) for indices in ours)
-    forward = learn if network.start else len(model.layers)
-    return tokens * (weights * (len(model.layers) + learn) + head) / (packed * weights * (forward + learn) + answers * head)
-
-
-def measure(shape: str, batch: int, num_layers: int, rows: lora.Rows, steps: int) -> tuple[str, float]:
-    """(a line of the table, the ratio of the times) of one shape and batch size."""
-    model = build(shape, num_layers)
-    network = lora.Network(model, lora.common_prefix(rows))
-    draw = np.random.default_rng(0)
-    theirs = [draw.choice(len(rows), batch, replace=False).tolist() for _ in range(steps)]
-    epoch = sorted(lora.epoch(rows, batch, 0, 0), key=lambda indices: sum(len(rows.tokens[i]) for i in indices))
-    ours = [epoch[len(epoch) * (2 * i + 1) // (2 * steps)] for i in range(steps)]
-    rows = lora.Rows(Pairs((rows.tokens[i], rows.starts[i]) for b in ours + theirs for i in b), 2048, "train")
-    ours, theirs = ([[*range(at + i * batch, at + (i + 1) * batch)] for i in range(steps)] for at in (0, steps * batch))
-    error = gradient_error(model, network, rows, ours[-1][:4])
-    if network.start:
-        network.keep_trunk(rows, batch)
-    mx.clear_cache()
-    seconds, peaks = [], []
-    for name, batches in (("stock", theirs), ("ours", ours)):
-        stock = name == "stock"
-        run = stepper(model, partial(default_loss, model) if stock else network.loss, stock or mx.default_device() != mx.cpu)
-        make = stock_batch if stock else network.batch
-        run(make(rows, batches[0][:1]))  # what is built once
-        mx.reset_peak_memory()
-        seconds.append(np.mean([run(make(rows, indices)) for indices in batches]))
-        peaks.append(mx.get_peak_memory() / 1e9)
-    a, b = seconds
-    needed = work(model, network, rows, ours, theirs)
-    tokens = np.mean([sum(len(rows.tokens[i]) for i in indices) for indices in ours])
-    layers = f"{sum(map(lora.has_adapter, model.layers))} of {len(model.layers)}"
-    line = f"| {shape} | {batch} | {layers} | {a * 1e3:,.0f} | {b * 1e3:,.0f} | {tokens / b:,.0f} | **{a / b:.2f}** "
-    line += f"| {needed:.2f} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[1] / peaks[0]:.2f} | {error:.1e} |"
-    return line, a / b
+SAME = "PEFT, slang's rows"
+ON_CPU = mx.default_device() == mx.cpu
 
 
 class Pairs(list):
-    """(tokens, start of the answer) of each row, where lora.Rows expects a dataset of mlx_lm."""
+    """(tokens, start of the answer) of each row, where a dataset of mlx_lm is expected."""
 
     def process(self, pair):
         return pair
 
 
-def dtypes(shape: str, rows: lora.Rows) -> None:
-    """One step of ours in bf16 and in float32."""
-    for dtype in (mx.bfloat16, mx.float32):
-        model = build(shape, -1, dtype)
-        network = lora.Network(model, lora.common_prefix(rows))
-        run = stepper(model, network.loss, mx.default_device() != mx.cpu)
-        run(network.batch(rows, [0]))
-        print(f"{shape}, batch 4, {dtype}: {run(network.batch(rows, [0, 1, 2, 3])) * 1e3:,.0f} ms", flush=True)
+def real_rows(model: Path, data: str) -> lora.Rows:
+    arguments = types.SimpleNamespace(data=data, train=True, test=False, mask_prompt=True)
+    train, _, _ = load_dataset(arguments, load_tokenizer(model))
+    return lora.Rows(train, 2048, "train")
+
+
+def middle_batch(rows: lora.Rows, size: int, alike: bool) -> list[tuple[list[int], int]]:
+    """The rows of a batch that half of an epoch's batches have fewer tokens than: rows of like length, or random ones."""
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    random = [order[at : at + size] for at in range(0, len(order), size)]
+    batches = [b for b in (lora.epoch(rows, size, 0, 0) if alike else random) if len(b) == size]
+    measure = sum if alike else max  # slang's are not padded
+    batches.sort(key=lambda indices: measure(len(rows.tokens[i]) for i in indices))
+    return [(rows.tokens[i], rows.starts[i]) for i in batches[len(batches) // 2]]
+
+
+# ---------------------------------------------------------------------------------------- one side, in its own process
+
+
+def build(folder: Path) -> nn.Module:
+    """The model with LoRA on every layer; lora_b is not zero, so that every gradient counts."""
+    model, _ = load_model(folder)
+    model.freeze()
+    mx.random.seed(0)
+    linear_to_lora_layers(model, -1, LORA)
+    for module in model.modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape) * 1e-3
+    if ON_CPU:
+        cpu.to_float32(model)
+    mx.eval(model.parameters())
+    model.train()
+    return model
+
+
+def stock_batch(rows: lora.Rows, pad_target: bool = True) -> tuple[mx.array, mx.array]:
+    """What mlx_lm.tuner.trainer.iterate_batches makes of these rows."""
+    longest = max(map(len, rows.tokens))
+    table = np.zeros((len(rows), 1 + 32 * -(-longest // 32)), np.int32)
+    for line, tokens in zip(table, rows.tokens, strict=True):
+        line[: len(tokens)] = tokens
+    pairs = zip(rows.starts, rows.tokens, strict=True)
+    return mx.array(table), mx.array([(start, len(tokens) - (not pad_target)) for start, tokens in pairs])
+
+
+def stepper(model: nn.Module, loss_and_gradient, compiled: bool):
+    """A training step with Adam, as mlx_lm.tuner.trainer.train has it, and slang.lora.train."""
+    optimizer = optim.Adam(learning_rate=1e-5)
+    optimizer.init(model.trainable_parameters())
+    state = [model.state, optimizer.state, mx.random.state]
+
+    def step(*batch):
+        value, gradient = loss_and_gradient(*batch)
+        optimizer.update(model, gradient)
+        return value
+
+    if compiled:
+        step = mx.compile(step, inputs=state, outputs=state)
+
+    def run(batch) -> None:
+        mx.eval(step(*batch), state)
+        mx.clear_cache()  # as both do, --clear-cache-threshold being 0
+
+    return run
+
+
+def product_rate(clock) -> float:
+    """Multiply-adds a second of a 1024 x 1024 float32 product, the best of 20."""
+    draw = np.random.default_rng(0).standard_normal
+    a, b = (draw((1024, 1024), dtype=np.float32) for _ in range(2))
+    best = np.inf
+    for _ in range(20):
+        begin = clock()
+        a @ b
+        best = min(best, clock() - begin)
+    return 1024**3 / best
+
+
+def loss_in_parts(model: nn.Module, batch: mx.array, lengths: mx.array) -> mx.array:
+    """mlx_lm.tuner.trainer.default_loss, its sum over the vocabulary in parts of 64."""
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    logits = model(inputs).astype(mx.float32)
+    steps = mx.arange(1, targets.shape[1] + 1)
+    counted = (steps >= lengths[:, :1]) & (steps <= lengths[:, 1:])
+    parts = mx.logsumexp(logits.reshape(*targets.shape, -1, 64), axis=-1)
+    right = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return ((mx.logsumexp(parts, axis=-1) - right) * counted).sum() / counted.sum()
+
+
+def gradient_errors(model: nn.Module, network: lora.Network, rows: lora.Rows) -> dict[str, float]:
+    """How far the gradients of slang and mlx_lm are off that of mlx_lm's loss with exact sums, over four rows at most."""
+    rows = lora.Rows(Pairs(zip(rows.tokens[:4], rows.starts[:4], strict=True)), 2048, "train")
+    batch = stock_batch(rows, pad_target=False)
+    exact = dict(tree_flatten(nn.value_and_grad(model, partial(loss_in_parts, model))(*batch)[1]))
+    mx.eval(exact)
+    stock = nn.value_and_grad(model, lambda *arrays: default_loss(model, *arrays)[0])
+    sides = {"slang": network.value_and_grad()(*network.batch(rows, [*range(len(rows))])), "mlx_lm": stock(*batch)}
+    errors = {}
+    for name, (_, gradient) in sides.items():
+        pairs = [(g, exact[key]) for key, g in tree_flatten(gradient)]
+        errors[name] = max((mx.abs(a - b).max() / mx.abs(b).max()).item() for a, b in pairs)
+    return errors
+
+
+def multiply_adds(model: nn.Module, rows: lora.Rows, prefix: int) -> int:
+    """What loss and gradient of these rows need: weights times tokens, there and back."""
+    layers = [w.size for name, w in tree_flatten(model.layers) if w.ndim == 2 and "lora" not in name]
+    tokens = prefix + sum(len(t) - 1 - prefix for t in rows.tokens)
+    answers = rows.answer_tokens(range(len(rows)))
+    return 2 * (tokens * sum(layers) + answers * model.model.embed_tokens.weight.size)
+
+
+def side(name: str, folder: Path, rows_file: Path, prefix: int, steps: int, threads: int) -> dict:
+    """Seconds of each step and peak memory of slang or mlx_lm; or the error of slang's gradient."""
+    rows = lora.Rows(Pairs(json.loads(rows_file.read_text(encoding="utf-8"))), 2048, "train")
+    clock = time.process_time if threads == 1 else time.perf_counter
+    model = build(folder)
+    network = lora.network_of(model, rows.tokens[0][:prefix])
+    if name == "error":
+        return gradient_errors(model, network, rows)
+    if name == "slang":
+        run = stepper(model, network.value_and_grad(), not ON_CPU)
+        make = lambda: network.batch(rows, [*range(len(rows))])
+    else:
+        run = stepper(model, nn.value_and_grad(model, partial(default_loss, model)), True)
+        make = lambda: stock_batch(rows)
+    rate = product_rate(clock)
+    seconds = []
+    for _ in range(steps + 1):
+        begin = clock()
+        run(make())
+        seconds.append(clock() - begin)
+    rate = max(rate, product_rate(clock))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    needed = multiply_adds(model, rows, prefix)
+    return {"seconds": seconds[1:], "peak": peak, "rate": rate, "multiply_adds": needed}  # the first step builds things
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def peft_python() -> str:
+    """The interpreter of PEFT's environment, made on first use."""
+    python = PEFT / "bin/python"
+    stamp = PEFT / "installed"
+    if not stamp.exists():
+        print(f"Setting up {PEFT.relative_to(ROOT)} (once; minutes) ...", file=sys.stderr)
+        venv.create(PEFT, with_pip=True)
+        requirements = ROOT / "benchmarks/requirements-peft.txt"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        stamp.touch()
+    return str(python)
+
+
+def measured(name: str, args, folder: Path, rows_file: Path, prefix: int) -> dict:
+    """What the side says of itself, in a process of its own."""
+    steps = 1 if name == "mlx_lm" else args.steps
+    numbers = [str(steps), str(args.threads)]
+    if name.startswith("PEFT"):
+        command = [args.peft or peft_python(), ROOT / "benchmarks/peft_step.py", folder, rows_file, *numbers]
+    else:
+        command = [sys.executable, __file__, "--side", name, folder, rows_file, str(prefix), *numbers]
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
+    done = subprocess.run(command, env=os.environ | threads, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(args) -> None:
+    """Print the table."""
+    folder = Path(args.real) if Path(args.real).is_dir() else Path(model_files.find(args.real))
+    rows = real_rows(folder, args.data)
+    prefix = len(lora.common_prefix(rows))
+    unit = "CPU" if args.threads == 1 else "wall-clock"
+    print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, mlx {mx.__version__}, "
+          f"numpy {np.__version__}; {folder.name}, {args.threads} threads, {unit} seconds, "
+          f"a prefix of {prefix} tokens")  # fmt: skip
+    head = ("rows", "tokens", "answers", "engine", "s a step", "to arithmetic", "rows/s", "slang is", "peak, GB", "slang's",
+            "gradient")  # fmt: skip
+    print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|", flush=True)
+    for size in args.batch:
+        compare_batch(size, args, folder, rows, prefix)
+
+
+def compare_batch(size: int, args, folder: Path, rows: lora.Rows, prefix: int) -> None:
+    """Print the table's lines of one batch size."""
+    batches = {"slang": middle_batch(rows, size, alike=True), "others": middle_batch(rows, size, alike=False)}
+    results: dict[str, list[dict]] = {name: [] for name in ("slang", "PEFT", SAME, "mlx_lm")}
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {name: Path(scratch) / f"{name}.json" for name in batches}
+        for name, file in files.items():
+            file.write_text(json.dumps(batches[name]), encoding="utf-8")
+        for turn in range(args.turns):
+            for name, found in results.items():
+                if turn == 0 or name in ("slang", "PEFT"):
+                    file = files["slang" if name in ("slang", SAME) else "others"]
+                    found.append(measured(name, args, folder, file, prefix))
+        errors = measured("error", args, folder, files["slang"], prefix)
+    best = {name: min(s for result in found for s in result["seconds"]) for name, found in results.items()}
+    peak = {name: max(result["peak"] for result in found) for name, found in results.items()}
+    arithmetic = results["slang"][0]["multiply_adds"] / max(result["rate"] for result in results["slang"])
+    tokens = prefix + sum(len(t) - 1 - prefix for t, _ in batches["slang"])
+    answers = sum(len(t) - start for t, start in batches["slang"])
+    print(f"| {size} | {tokens} | {answers} | arithmetic | {arithmetic:.2f} | 1.00 | {size / arithmetic:.2f} | | | | |")
+    for name, seconds in best.items():
+        off = f"{errors[name]:.1e}" if name in errors else ""
+        print(f"| {size} | | | {name} | {seconds:.2f} | {seconds / arithmetic:.2f} | {size / seconds:.2f} "
+              f"| {seconds / best['slang']:.2f}x | {peak[name]:.2f} | {peak['slang'] / peak[name]:.2f} | {off} |",
+              flush=True)  # fmt: skip
 
 
 def end_to_end(iters: int) -> None:
@@ -200,45 +282,29 @@ def end_to_end(iters: int) -> None:
             subprocess.run(command, env=os.environ | more, check=True, capture_output=True, cwd=ROOT)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(
-                f"ENGINE={engine} ./train.sh --iters {iters}: {used:.1f} s CPU, {time.perf_counter() - start:.1f} s", flush=True
-            )
+            wall = time.perf_counter() - start
+            print(f"ENGINE={engine} ./train.sh --iters {iters}: {used:.1f} s CPU, {wall:.1f} s", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description="Time a training step of mlx_lm.lora and of slang.lora side by side.")
-    p.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
+    p = argparse.ArgumentParser(description="Time a training step of slang.lora, PEFT and mlx_lm.lora side by side.")
+    p.add_argument("--real", nargs="?", const="gemma-3-270m", default="gemma-3-270m", metavar="MODEL", help="folder or name")
     p.add_argument("--batch", type=int, nargs="+", default=[4, 16])
-    p.add_argument(
-        "--num-layers", type=int, default=-1, help="layers with an adapter, from the last; -1 is all, as in train.sh"
-    )
-    p.add_argument("--steps", type=int, default=3, help="timed steps of each side")
+    p.add_argument("--steps", type=int, default=3, help="timed steps of a side at a turn")
+    p.add_argument("--turns", type=int, default=2, help="how often the sides take turns")
+    p.add_argument("--threads", type=int, default=int(os.environ.get("OPENBLAS_NUM_THREADS") or os.cpu_count() or 1))
     p.add_argument("--data", default=str(ROOT / "data"))
-    p.add_argument("--dtype", action="store_true", help="bf16 against float32 instead")
+    p.add_argument("--peft", metavar="PYTHON", help="an interpreter that has PEFT already")
     p.add_argument("--end-to-end", type=int, metavar="ITERS", help="./train.sh on the tiny model instead")
+    p.add_argument("--side", nargs=6, help=argparse.SUPPRESS)
     args = p.parse_args(argv)
-    if args.end_to_end:
+    if args.side:
+        name, folder, rows_file, *numbers = args.side
+        print(json.dumps(side(name, Path(folder), Path(rows_file), *map(int, numbers))))
+    elif args.end_to_end:
         end_to_end(args.end_to_end)
-        return 0
-    rows = real_rows(args.data)
-    tokens, starts = np.mean([len(t) for t in rows.tokens]), np.mean(rows.starts)
-    prefix = len(lora.common_prefix(rows))
-    about = f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {mx.default_device()}, mlx {mx.__version__}"
-    print(f"{about}; {len(rows)} rows: prefix {prefix}, question {starts - prefix:.1f}, answer {tokens - starts:.1f} tokens")
-    if args.dtype:
-        for shape in args.shape:
-            dtypes(shape, rows)
-        return 0
-    print("| shape | batch | adapted layers | stock, ms | ours, ms | ours, tokens/s | ratio | arithmetic "
-          "| stock peak, GB | ours | ratio | gradient error |\n" + "| --- " * 12 + "|", flush=True)  # fmt: skip
-    ratios = []
-    for shape in args.shape:
-        for batch in args.batch:
-            line, ratio = measure(shape, batch, args.num_layers, rows, args.steps)
-            ratios += [ratio] if shape != "tiny" else []
-            print(line, flush=True)
-    if len(ratios) > 1:
-        print(f"geometric mean without tiny: {math.exp(np.mean(np.log(ratios))):.2f}, least: {min(ratios):.2f}")
+    else:
+        compare(args)
     return 0
 
 

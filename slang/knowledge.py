@@ -29,7 +29,7 @@ import string
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -45,13 +45,14 @@ from mlx_lm.utils import load, load_model
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
-from slang import jsonl, model_files, prompt, report
+from slang import cpu, jsonl, model_files, prompt, report
 from slang.dictionary import Problem, key, told
 from slang.report import WHO
 
 N_CHOICES = 4
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
 BATCH = 128  # questions whose prompts are held at a time
+PACKED = 1024  # tokens of a pass in numpy, about: products are at their fastest, and memory stays below 100 MB
 TOKENS = 512  # scored at a time: 512 MiB of logits over Gemma 3's vocabulary; the tiny model is 22 % slower with 4096
 END_OF_TURN = "<end_of_turn>"
 DRAWS = 10_000  # of the bootstrap
@@ -72,8 +73,7 @@ class Model:
         base, self.tokenizer = load(path)
         on_cpu = mx.default_device() == mx.cpu
         if on_cpu:
-            # MLX multiplies bf16 matrices about 18 times slower than float32 on a CPU.
-            base.set_dtype(mx.float32)
+            cpu.to_float32(base)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
         folder = Path(path) if Path(path).exists() else Path(snapshot_download(path, local_files_only=True))
         adapted, _ = load_model(folder, lazy=True)  # its weights are never read: they are those of the base
         adapted.update(base.parameters())
@@ -195,12 +195,30 @@ def nll(logits: mx.array, targets: np.ndarray) -> np.ndarray:
     return (np.log(np.exp(x - top).sum(axis=-1, keepdims=True)) + top - chosen)[..., 0]
 
 
-def greedy(net: nn.Module, batch: Batch, last: list[int], stops: set[int]) -> list[list[int]]:
-    """The likeliest continuation of each row, token by token, without its stop token; at most MAX_ANSWER_TOKENS."""
+class Reading:
+    """A Batch that goes on by one token a row at a time, as slang/cpu.py's Reading does."""
+
+    def __init__(self, net: nn.Module, batch: Batch):
+        self.net, self.batch = net, batch
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        self.batch = self.batch.take(rows)
+
+    def next(self, tokens: list[int]) -> mx.array:
+        """Append a token to each row; the likeliest one after it, (rows,)."""
+        return mx.argmax(self.batch.read(self.net, [[t] for t in tokens])[:, -1], axis=-1)
+
+
+def greedy(reading: Reading | cpu.Reading, last: list[int], stops: set[int]) -> list[list[int]]:
+    """The likeliest continuation of each row, token by token, without its stop token; at most MAX_ANSWER_TOKENS.
+
+    last is the token of each row that was not read yet.
+    """
     answers: list[list[int]] = [[] for _ in last]
     rows, tokens, done = list(range(len(last))), last, set()
     for _ in range(MAX_ANSWER_TOKENS):
-        tokens = mx.argmax(batch.read(net, [[t] for t in tokens])[:, -1], axis=-1).tolist()
+        tokens = reading.next(tokens).tolist()
         for row, token in zip(rows, tokens, strict=True):
             if token in stops:
                 done.add(row)
@@ -210,7 +228,8 @@ def greedy(net: nn.Module, batch: Batch, last: list[int], stops: set[int]) -> li
         if not still:
             break
         if len(still) <= 0.8 * len(rows):
-            batch, rows, tokens = batch.take(still), [rows[i] for i in still], [tokens[i] for i in still]
+            reading.keep(still)
+            rows, tokens = [rows[i] for i in still], [tokens[i] for i in still]
     return answers
 
 
@@ -223,45 +242,98 @@ class Question:
     generate: bool = False
 
 
+Scores = list[list[np.ndarray]]  # of each question, each rest's NLL in nats, (tokens,)
+
+
 def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Iterator[tuple[int, list[np.ndarray], list[int]]]:
     """(index, NLL in nats of every token of each rest, the greedy answer) of each question, in any order.
 
     A prompt runs once whatever is asked of it, and the system prompt that a batch begins with runs once for all of it.
     """
     net = model.nets[who]
+    step = cpu.Step(net) if in_numpy(net) else None
     order = sorted(range(len(questions)), key=lambda i: (questions[i].prompt[:8], len(questions[i].prompt)))
     for start in range(0, len(order), BATCH):
-        asked = order[start : start + BATCH]
-        prompts = [questions[i].prompt[:-1] for i in asked]  # the last token is read with what follows it
-        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        batch = Batch(len(net.layers))
-        if shared > 0:
-            batch.read(net, [prompts[0][:shared]])
-        batch = batch.take([0] * len(asked))
-        batch.read(net, [tokens[max(0, shared) :] for tokens in prompts])
-        mx.eval([(layer.keys, layer.values) for layer in batch.layers])
-
-        losses: dict[tuple[int, int], np.ndarray] = {}
-        todo = [(row, n) for row, i in enumerate(asked) for n in range(len(questions[i].rests))]
-        todo.sort(key=lambda pair: len(questions[asked[pair[0]]].rests[pair[1]]))
-        while todo:
-            longest = len(questions[asked[todo[-1][0]]].rests[todo[-1][1]])
-            part = todo[-max(1, TOKENS // longest) :]
-            del todo[-len(part) :]
-            rests = [questions[asked[row]].rests[n] for row, n in part]
-            inputs = [[questions[asked[row]].prompt[-1], *rest[:-1]] for (row, _), rest in zip(part, rests, strict=True)]
-            scores = nll(batch.take([row for row, _ in part]).read(net, inputs), padded(rests))
-            losses.update({pair: score[: len(rest)] for pair, score, rest in zip(part, scores, rests, strict=True)})
-
-        talking = [row for row, i in enumerate(asked) if questions[i].generate]
+        indices = order[start : start + BATCH]
+        asked = [questions[i] for i in indices]
+        prompts = [question.prompt for question in asked]
+        shared = prompts[0][: min(common_prefix(prompts), min(map(len, prompts)) - 1)]
+        talking = [row for row, question in enumerate(asked) if question.generate]
+        if step:
+            scores = score_in_numpy(step, shared, asked)
+            rows = [prompts[row][len(shared) : -1] for row in talking]
+            reading = cpu.Reading(step, shared, rows, MAX_ANSWER_TOKENS) if talking else None
+        else:
+            batch = read_prompts(net, shared, prompts)
+            scores = score(net, batch, asked)
+            reading = Reading(net, batch if len(talking) == len(asked) else batch.take(talking)) if talking else None
         answers: dict[int, list[int]] = {}
         if talking:
-            last = [questions[asked[row]].prompt[-1] for row in talking]
-            rows = batch if len(talking) == len(asked) else batch.take(talking)
-            answers = dict(zip(talking, greedy(net, rows, last, model.stops), strict=True))
-        for row, i in enumerate(asked):
-            yield i, [losses[row, n] for n in range(len(questions[i].rests))], answers.get(row, [])
-        bar.update(len(asked))
+            last = [prompts[row][-1] for row in talking]
+            answers = dict(zip(talking, greedy(reading, last, model.stops), strict=True))
+        for row, i in enumerate(indices):
+            yield i, scores[row], answers.get(row, [])
+        bar.update(len(indices))
+
+
+def in_numpy(net: nn.Module) -> bool:
+    """Whether slang/cpu.py computes it, which takes a third of the time that MLX's CPU kernels take."""
+    return mx.default_device() == mx.cpu and cpu.why_not(net) is None
+
+
+def score_in_numpy(step: cpu.Step, shared: list[int], questions: list[Question]) -> Scores:
+    """Each rest's losses; the prompts begin with `shared`, which every pass reads once, as it reads a prompt once."""
+    scores: Scores = [[] for _ in questions]
+    todo = [i for i, question in enumerate(questions) if question.rests]
+    first = slice(0, len(shared))
+    while todo:
+        packed, rows, answers, targets, part = [*shared], [cpu.Row(first)], [], [], []
+        while todo and len(packed) < PACKED:
+            part.append(todo.pop())
+            question = questions[part[-1]]
+            own = slice(len(packed), len(packed) + len(question.prompt) - len(shared))
+            packed += question.prompt[len(shared) :]
+            rows.append(cpu.Row(own, (first,)))
+            for rest in question.rests:
+                place = slice(len(packed), len(packed) + len(rest) - 1)
+                packed += rest[:-1]
+                rows.append(cpu.Row(place, (first, own)))
+                answers += [own.stop - 1, *range(place.start, place.stop)]
+                targets += rest
+        losses = step.losses(cpu.Batch(np.array(packed), None, rows, np.array(answers), np.array(targets)))
+        for i in part:
+            for rest in questions[i].rests:
+                scores[i].append(losses[: len(rest)])
+                losses = losses[len(rest) :]
+    return scores
+
+
+def read_prompts(net: nn.Module, shared: list[int], prompts: list[list[int]]) -> Batch:
+    """All of the prompts but their last tokens, which are read with what follows them."""
+    batch = Batch(len(net.layers))
+    if shared[:-1]:
+        batch.read(net, [shared[:-1]])
+    batch = batch.take([0] * len(prompts))
+    batch.read(net, [tokens[max(0, len(shared) - 1) : -1] for tokens in prompts])
+    mx.eval([(layer.keys, layer.values) for layer in batch.layers])
+    return batch
+
+
+def score(net: nn.Module, batch: Batch, questions: list[Question]) -> Scores:
+    """Each rest's losses behind the prompts that `batch` has read."""
+    scores: Scores = [[np.empty(0)] * len(question.rests) for question in questions]
+    todo = [(row, n) for row, question in enumerate(questions) for n in range(len(question.rests))]
+    todo.sort(key=lambda pair: len(questions[pair[0]].rests[pair[1]]))
+    while todo:
+        row, n = todo[-1]
+        part = todo[-max(1, TOKENS // len(questions[row].rests[n])) :]
+        del todo[-len(part) :]
+        rests = [questions[row].rests[n] for row, n in part]
+        inputs = [[questions[row].prompt[-1], *rest[:-1]] for (row, _), rest in zip(part, rests, strict=True)]
+        losses = nll(batch.take([row for row, _ in part]).read(net, inputs), padded(rests))
+        for (row, n), loss, rest in zip(part, losses, rests, strict=True):
+            scores[row][n] = loss[: len(rest)]
+    return scores
 
 
 # ---------------------------------------------------------------------------------------------------------------- items
@@ -355,6 +427,12 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
     return items
 
 
+def sample(slangs: Iterable[str], n: int | None, seed: int) -> set[str]:
+    """n of the slangs, or all for None, drawn by the seed; another slang in the dictionary changes one of them at most."""
+    drawn = sorted(set(slangs), key=lambda slang: hashlib.blake2b(f"{seed} sample {slang}".encode()).digest())
+    return set(drawn[:n])
+
+
 # -------------------------------------------------------------------------------------------------------------- measure
 
 
@@ -427,7 +505,7 @@ def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: 
             run(who)
 
     with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
-        if mx.default_device() == mx.cpu:  # MLX computes on one core; two models on two
+        if mx.default_device() == mx.cpu and not in_numpy(model.nets["adapted"]):  # MLX computes on one core; two models on two
             # Ctrl-C ends the process at once: Python would first wait for the threads, and nothing is written yet.
             handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
             with ThreadPoolExecutor(2) as pool:
@@ -666,6 +744,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="put two runs side by side: labels or JSON files")
     p.add_argument("--fail-if-worse", action="store_true", help="exit with 3 when the adapter does harm, to slang or the rest")
+    p.add_argument(
+        "--sample", type=int, metavar="N", help="ask N slangs only, drawn by the seed, and as many rows of each file"
+    )
     p.add_argument("--seed", type=int, default=42, help="draws distractors, question forms and bootstrap samples")
     return p
 
@@ -677,6 +758,8 @@ def main(argv: list[str] | None = None) -> int:
         p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
     if args.seed < 0:
         p.error(f"--seed {args.seed}: give a whole number from 0")
+    if args.sample is not None and args.sample < 1:
+        p.error(f"--sample {args.sample}: give a whole number from 1")
     try:
         if args.compare:
             a, b = (report.read(report.find(name, Path(args.results))) for name in args.compare)
@@ -706,6 +789,12 @@ def run(args: argparse.Namespace) -> int:
     control = next((f for f in (data / "control.jsonl", Path("data/control.jsonl")) if f.exists()), None)
     if control:
         sets["control"] = read(control)
+    slangs = len(items)
+    few = sample([key(item.slang) for item in items], args.sample, args.seed)
+    items = [item for item in items if key(item.slang) in few]
+    for name, some in sets.items():
+        few = sample([key(jsonl.slang(row)) for row in some], args.sample, args.seed)
+        sets[name] = [row for row in some if key(jsonl.slang(row)) in few]
     questions = [prompt.question(asked, text) for text in args.ask]
 
     started = time.monotonic()
@@ -722,15 +811,16 @@ def run(args: argparse.Namespace) -> int:
         "adapter": {"path": args.adapter_path, "sha256": sha256(adapter / "adapters.safetensors")},
         "prompt": {"sha256": asked.hash(), "system": asked.system},
         "data": {name: sha256(data / f"{name}.jsonl") for name in rows} | ({"control": sha256(control)} if control else {}),
-        "entries": {"slangs": len(items), "records": sum(len(rows[name]) for name in ("train", "valid", "test"))},
+        "sample": f"a sample of {len(items)} of {slangs} slangs" if len(items) < slangs else None,
+        "entries": {"slangs": slangs, "records": sum(len(rows[name]) for name in ("train", "valid", "test"))},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm", "transformers", "numpy")}},
         "seed": args.seed,
         "seconds": round(time.monotonic() - started, 1),
-        "test": {who: {"printed": line, "recomputed": recomputed[who], "rows": len(rows["test"]),
+        "test": {who: {"printed": line, "recomputed": recomputed[who], "rows": len(sets["test"]),
                        "pad_share": float(sums[who][4] / sums[who][2]),
-                       "pad_loss": float(sums[who][4] / len(rows["test"])),
-                       "without_pad": float((sums[who][2] - sums[who][4]) / (sums[who][3] - len(rows["test"])))}
+                       "pad_loss": float(sums[who][4] / len(sets["test"])),
+                       "without_pad": float((sums[who][2] - sums[who][4]) / (sums[who][3] - len(sets["test"])))}
                  for who, line in zip(WHO, lines, strict=True)},
         "asked": [{"question": q, **a} for q, a in zip(questions, answers, strict=True)],
         "losses": losses,
@@ -747,9 +837,19 @@ def run(args: argparse.Namespace) -> int:
     results.mkdir(parents=True, exist_ok=True)
     log = results / "LOG.md"
     text = log.read_text(encoding="utf-8") if log.exists() else ""
-    text = log_row(text, [label, args.note, result["model"], str(len(items)), *log_cells(result["figures"])])
+    text = log_row(
+        text,
+        [
+            label,
+            args.note,
+            result["model"],
+            f"{len(items)} of {slangs}" if result["sample"] else str(slangs),
+            *log_cells(result["figures"]),
+        ],
+    )
     for heading, line in zip(HEADINGS.values(), lines, strict=True):
-        text = log_entry(text, heading, f"- {label}: `{line}`" + (f" ({args.note})" if args.note else ""))
+        remarks = "; ".join(filter(None, (args.note, result["sample"])))
+        text = log_entry(text, heading, f"- {label}: `{line}`" + (f" ({remarks})" if remarks else ""))
     paths = [results / f"{label}.json", results / f"{label}.html", log]
     result = finite(result)
     with jsonl.replacing(*paths) as files:

@@ -27,6 +27,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -47,7 +48,7 @@ from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapt
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from slang import jsonl, model_files, prompt
+from slang import cpu, jsonl, model_files, prompt
 from slang.dictionary import told
 
 PAD_TO = 8  # tokens; every new length is traced by mx.compile once
@@ -171,19 +172,13 @@ class Network:
                  when other machines have the rest of it
         """
         n = len(self.prefix)
-        packed, kept, answers, targets = [*self.prefix], [*range(n)], [], []
-        longest = max([len(rows.tokens[i]) - 1 - n for i in indices], default=1)
-        place = np.full((max(len(indices), 1), round_up(longest)), n)
-        back = []
-        for row, i in enumerate(indices):
-            length, at = len(rows.tokens[i]) - 1 - n, len(packed)
+        packed, kept, lengths, answers, targets = pack(self.prefix, rows, indices)
+        place = np.full((max(len(indices), 1), round_up(max(lengths, default=1))), n)
+        back, at = [], n
+        for row, length in enumerate(lengths):
             place[row, :length] = range(at, at + length)
             back += range(row * place.shape[1], row * place.shape[1] + length)
-            answers += range(at + rows.starts[i] - 1 - n, at + length)
-            targets += rows.tokens[i][rows.starts[i] :]
-            packed += rows.tokens[i][n:-1]
-            if rows.trunk is not None:
-                kept += range(rows.trunk_starts[i], rows.trunk_starts[i] + length)
+            at += length
         weights = [1 / (tokens or len(targets))] * len(targets)
 
         def array(values: list, size: int, dtype: mx.Dtype = mx.int32) -> mx.array:
@@ -262,14 +257,22 @@ class Network:
         behind = [mx.concatenate([mx.broadcast_to(a, (batch, *a.shape[1:])), b], axis=2) for a, b in (keys, values)]
         return mx.concatenate([attend(queries[0], keys[0], values[0]), attend(queries[1], *behind)[back]])
 
+    def value_and_grad(self):
+        """The function that gives loss and gradients of a batch's arrays."""
+        return nn.value_and_grad(self.model, self.loss)
+
+    def frozen(self, rows: Rows, indices: list[int]) -> mx.array:
+        """The output of the layers below the first adapter: the prefix's, then the rows', (tokens, hidden)."""
+        _, packed, place, back, *_ = self.batch(rows, indices)
+        return self.layers(self.embed(packed), place, back, 0, self.start)
+
     def keep_trunk(self, rows: Rows, batch_size: int) -> None:
         """Compute the frozen layers' output of every row, to be used from now on."""
         n, order = len(self.prefix), sorted(range(len(rows)), key=lambda i: len(rows.tokens[i]))
         parts, starts, total = [], np.zeros(len(rows), np.int64), n
         for at in range(0, len(order), batch_size):
             indices = order[at : at + batch_size]
-            _, packed, place, back, *_ = self.batch(rows, indices)
-            x = self.layers(self.embed(packed), place, back, 0, self.start)
+            x = self.frozen(rows, indices)
             lengths = [len(rows.tokens[i]) - 1 - n for i in indices]
             starts[indices] = total + np.cumsum([0, *lengths[:-1]])
             total += sum(lengths)
@@ -277,6 +280,68 @@ class Network:
             mx.eval(parts[-1])
         rows.trunk, rows.trunk_starts = mx.concatenate(parts), starts
         mx.eval(rows.trunk)
+
+
+class CpuNetwork(Network):
+    """The same loss and gradient on a CPU, by slang/cpu.py."""
+
+    def __init__(self, model: nn.Module, prefix: list[int]):
+        super().__init__(model, prefix)
+        self.step = cpu.Step(model, self.start)
+
+    def batch(self, rows: Rows, indices: list[int], tokens: int | None = None) -> tuple[cpu.Batch]:
+        packed, kept, lengths, answers, targets = pack(self.prefix, rows, indices)
+        ends = np.cumsum([len(self.prefix), *lengths]).tolist()
+        x = None if rows.trunk is None else cpu.view(rows.trunk)[kept]
+        weights = np.full(len(targets), 1 / (tokens or len(targets) or 1), np.float32)
+        prefix = slice(0, len(self.prefix))
+        after = [cpu.Row(slice(*pair), (prefix,)) for pair in pairwise(ends)]
+        packed, answers, targets = (np.array(a, int) for a in (packed, answers, targets))
+        return (cpu.Batch(packed, x, [cpu.Row(prefix), *after], answers, targets, weights),)
+
+    def loss(self, batch: cpu.Batch) -> mx.array:
+        return mx.array(float(self.step.losses(batch) @ batch.weights))
+
+    def value_and_grad(self):
+        def loss_and_gradient(batch: cpu.Batch) -> tuple[mx.array, dict]:
+            loss, gradients = self.step.loss_and_gradient(batch)
+            names = [name for name, _ in tree_flatten(self.model.trainable_parameters())]
+            return mx.array(loss), tree_unflatten([(name, mx.array(gradients[name])) for name in names])
+
+        return loss_and_gradient
+
+    def frozen(self, rows: Rows, indices: list[int]) -> mx.array:
+        return mx.array(self.step.trunk(*self.batch(rows, indices)))
+
+
+def network_of(model: nn.Module, prefix: list[int], why_all: str | None = None, checkpoint: bool = False) -> Network:
+    """The fastest Network there is for this model here."""
+    if mx.default_device() != mx.cpu or why_all:
+        return Network(model, prefix, why_all, checkpoint)
+    why_not = "--grad-checkpoint" if checkpoint else cpu.why_not(model)
+    if why_not:
+        rprint(f"Computing with MLX's own kernels, which are slower on a CPU: {why_not}")
+        return Network(model, prefix, why_all, checkpoint)
+    return CpuNetwork(model, prefix)
+
+
+def pack(prefix: list[int], rows: Rows, indices: list[int]) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
+    """(packed, kept, lengths, answers, targets) of the prefix and then these rows' tokens, end to end.
+
+    Of each row its last token is left out, which predicts nothing. packed has the token ids, lengths the rows' without the
+    prefix; kept is where in rows.trunk they are, where that is kept; answers is where in packed one of targets is predicted.
+    """
+    n = len(prefix)
+    packed, kept, lengths, answers, targets = [*prefix], [*range(n)], [], [], []
+    for i in indices:
+        length, at = len(rows.tokens[i]) - 1 - n, len(packed)
+        answers += range(at + rows.starts[i] - 1 - n, at + length)
+        targets += rows.tokens[i][rows.starts[i] :]
+        packed += rows.tokens[i][n:-1]
+        lengths.append(length)
+        if rows.trunk is not None:
+            kept += range(rows.trunk_starts[i], rows.trunk_starts[i] + length)
+    return packed, kept, lengths, answers, targets
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -537,7 +602,7 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
     maybe_set_recommended_wired_limit()
     world = mx.distributed.init()
     state = [model.state, optimizer.state, mx.random.state]
-    loss_and_gradient = nn.value_and_grad(model, network.loss)
+    loss_and_gradient = network.value_and_grad()
 
     def step(batch, gradient, update):
         loss, new = loss_and_gradient(*batch)
@@ -764,12 +829,12 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
     base = fingerprint(model)
     dtypes = build(args, model)
     if mx.default_device() == mx.cpu:
-        model.set_dtype(mx.float32)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
+        cpu.to_float32(model)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
     rows = Rows(train_set, args.max_seq_length, "train")
     valid = {"val_loss": Rows(valid_set, args.max_seq_length, "valid")} if len(valid_set) else {}
     if not rows.tokens or any(not len(r) for r in valid.values()):
         raise UsageError(f"{args.data}: no row has an answer within --max-seq-length {args.max_seq_length}; raise it")
-    network = Network(model, common_prefix(rows, *valid.values()), why_all(args, model), args.grad_checkpoint)
+    network = network_of(model, common_prefix(rows, *valid.values()), why_all(args, model), args.grad_checkpoint)
     if args.stock_loss and valid:
         valid["stock_val_loss"] = Rows(valid_set, args.max_seq_length, "valid", pad=True)
 
@@ -835,7 +900,7 @@ def test_model(args, model: nn.Module, test_set) -> None:
     """As mlx_lm.lora.evaluate_model, every row and no pad token counted."""
     for pad in (False, True)[: 2 if args.stock_loss else 1]:
         rows = Rows(test_set, args.max_seq_length, "test", pad)
-        network = Network(model, common_prefix(rows), why_all(args, model))
+        network = network_of(model, common_prefix(rows), why_all(args, model))
         loss = evaluate(network, rows, args.batch_size, args.test_batches)
         rprint(f"Test loss {loss:.3f}, Test ppl {math.exp(loss):.3f}." + (" (a pad token counted in each row)" if pad else ""))
 
@@ -856,7 +921,7 @@ def run(args) -> None:
     elif args.adapter_path != "":
         load_adapters(model, args.adapter_path)
     if mx.default_device() == mx.cpu:
-        model.set_dtype(mx.float32)
+        cpu.to_float32(model)
     if args.test:
         rprint("Testing")
         test_model(args, model, test_set)

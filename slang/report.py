@@ -62,7 +62,8 @@ def text(result: dict) -> str:
         t = result["test"][who]
         pad = f"pad alone {t['pad_loss']:.2f}, {t['pad_share']:.0%} of the sum; without it {t['without_pad']:.3f}"
         lines.append(f"  {who:9} {t['printed']}  {pad}")
-    lines += ["", show(result["figures"]), "", *result["odd"], *([""] if result["odd"] else [])]
+    sample = [result["sample"]] if result.get("sample") else []
+    lines += ["", show(result["figures"]), *sample, "", *result["odd"], *([""] if result["odd"] else [])]
     for asked in result["asked"]:
         lines += [asked["question"], *(f"  {who:9} {asked[who] or '(empty)'}" for who in WHO)]
     return "\n".join([*lines, *([""] if result["asked"] else []), f"{result['verdict']}: {result['because']}"])

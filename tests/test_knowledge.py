@@ -27,6 +27,7 @@ from sacrebleu.metrics import CHRF
 
 from slang import knowledge, prompt, report
 from slang.dictionary import Entry, entries, key
+from slang.report import WHO
 
 
 class NoBar:
@@ -34,15 +35,18 @@ class NoBar:
         pass
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """The tiny model without an adapter, in the place of knowledge.Model."""
+@pytest.fixture(scope="module", params=["mlx", "numpy"])
+def tiny(request):
+    """The tiny model without an adapter, in the place of knowledge.Model, computed by MLX and by slang/cpu.py."""
     model = object.__new__(knowledge.Model)
     model.net, model.tokenizer = load(str(ROOT / TINY))
+    model.net.set_dtype(mx.float32)
     model.nets = {"baseline": model.net}
     model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "in_numpy", lambda _: request.param == "numpy")
+        yield model
 
 
 def heard(model, questions):
@@ -288,6 +292,30 @@ def test_a_whole_run(adapter, data, tmp_path, capsys):
         *_, test = load_local_dataset(data, tokenizer, SimpleNamespace(mask_prompt=True))
         theirs = evaluate(model, CacheDataset(test), batch_size=1, num_batches=-1)
         assert saved["test"][who]["recomputed"] == pytest.approx(theirs, abs=5e-5)
+
+
+@pytest.mark.parametrize("adapter", ["random"], indirect=True)
+def test_a_sample_says_so_in_every_figure(adapter, data, tmp_path, capsys):
+    """The same slangs again, and the same figures of them as in the whole run."""
+    flags = ["--model", str(ROOT / TINY), "--adapter-path", str(adapter), "--data", str(data)]
+    for name, more in (("whole", []), ("few", ["--sample", "6"]), ("again", ["--sample", "6"])):
+        assert knowledge.main([*flags, *more, "--output", str(tmp_path / name / "x.json")]) == 0
+    printed = capsys.readouterr().out
+    whole, few, again = (json.loads((tmp_path / name / "x.json").read_text()) for name in ("whole", "few", "again"))
+    assert few["sample"] == "a sample of 6 of 13 slangs" and whole["sample"] is None
+    assert printed.count("a sample of 6 of 13 slangs\n") == 2
+    log = (tmp_path / "few/LOG.md").read_text(encoding="utf-8")
+    assert " | 6 of 13 | " in log and log.count("(a sample of 6 of 13 slangs)") == 2
+    assert "a sample of 6 of 13 slangs" in (tmp_path / "few/x.html").read_text(encoding="utf-8")
+    assert few["items"] == again["items"] and few["figures"] == again["figures"]
+    assert all(row["n"] <= 6 for row in few["figures"])
+    by_slang = {item["slang"]: item for item in whole["items"]}
+    for item in few["items"]:
+        for who in WHO:
+            assert item[who]["choice_nll"] == pytest.approx(by_slang[item["slang"]][who]["choice_nll"], abs=1e-4)
+    with pytest.raises(SystemExit, match="2"):
+        knowledge.main(["--sample", "0"])
+    assert capsys.readouterr().err.endswith("--sample 0: give a whole number from 1\n")
 
 
 @pytest.mark.parametrize("adapter", ["random"], indirect=True)

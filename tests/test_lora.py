@@ -25,7 +25,7 @@ from mlx_lm.tuner import trainer
 from mlx_lm.tuner.datasets import load_dataset
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from slang import lora
+from slang import cpu, lora
 
 pytestmark = pytest.mark.xdist_group("lora")
 
@@ -45,7 +45,8 @@ def rows(prefix: int, *lengths: tuple[int, int], seed: int = 1) -> lora.Rows:
     return lora.Rows(Pairs(pairs), 2048, "train")
 
 
-def model(num_layers: int = -1, dora: bool = False, window: int = 512, tied: bool = True, keys: tuple = ()) -> nn.Module:
+def model(num_layers: int = -1, dora: bool = False, window: int = 512, tied: bool = True, keys: tuple = (),
+          dropout: float = 0.0, bits: int | None = None) -> nn.Module:  # fmt: skip
     """A random gemma3_text model of 4 layers, every second one global, with an adapter that changes what it says."""
     mx.random.seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
@@ -53,8 +54,10 @@ def model(num_layers: int = -1, dora: bool = False, window: int = 512, tied: boo
     net = gemma3_text.Model(gemma3_text.ModelArgs(model_type="gemma3_text", **shape))
     if tied:
         net.sanitize({})
+    if bits:
+        nn.quantize(net, 32, bits, class_predicate=lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[1] % 32 == 0)
     net.freeze()
-    parameters = {"rank": 4, "dropout": 0.0, "scale": 20.0} | ({"keys": set(keys)} if keys else {})
+    parameters = {"rank": 4, "dropout": dropout, "scale": 20.0} | ({"keys": set(keys)} if keys else {})
     linear_to_lora_layers(net, num_layers, parameters, use_dora=dora)
     for _, module in net.named_modules():
         if "lora_b" in module:
@@ -91,14 +94,34 @@ FOUR = [(3, 5), (6, 1), (1, 9), (11, 4)]
 @pytest.mark.parametrize(("prefix", "lengths"), [(12, FOUR), (0, FOUR), (12, [(3, 5)]), (30, [(2, 1), (2, 1)])], ids=str)
 def test_the_gradient_is_that_of_mlx_lm(options, prefix, lengths):
     net, some = model(**options), rows(prefix, *lengths)
-    network = lora.Network(net, lora.common_prefix(some))
     indices = list(range(len(lengths)))
-    assert len(network.prefix) >= prefix
-    ours = nn.value_and_grad(net, network.loss)(*network.batch(some, indices))
-    assert_same(ours, stock_gradient(net, some, indices))
-    if network.start:
-        network.keep_trunk(some, 2)
-        assert_same(nn.value_and_grad(net, network.loss)(*network.batch(some, indices)), ours)
+    theirs = stock_gradient(net, some, indices)
+    for kind in (lora.Network, *([] if cpu.why_not(net) else [lora.CpuNetwork])):
+        some.trunk = None
+        network = kind(net, lora.common_prefix(some))
+        assert len(network.prefix) >= prefix
+        assert_same(network.value_and_grad()(*network.batch(some, indices)), theirs)
+        assert network.loss(*network.batch(some, indices)).item() == pytest.approx(theirs[0].item(), rel=1e-5)
+        if network.start:
+            network.keep_trunk(some, 2)
+            assert_same(network.value_and_grad()(*network.batch(some, indices)), theirs)
+
+
+@pytest.mark.parametrize(("options", "more", "why"), [
+    ({}, {}, None),
+    ({"num_layers": 2, "window": 8}, {}, None),
+    ({"dora": True}, {}, "an adapter that is not plain LoRA on a linear layer"),
+    ({"keys": ("model.embed_tokens",)}, {}, "an adapter that is not plain LoRA on a linear layer"),
+    ({"dropout": 0.1}, {}, "dropout"),
+    ({"bits": 8}, {}, "quantised weights, or weights with a bias"),
+    ({}, {"checkpoint": True}, "--grad-checkpoint"),
+], ids=str)  # fmt: skip
+def test_what_numpy_can_not_compute_is_left_to_mlx(options, more, why, capsys):
+    network = lora.network_of(model(**options), [5, 6], **more)
+    assert type(network) is (lora.Network if why else lora.CpuNetwork)
+    said = capsys.readouterr().out
+    assert said == (f"Computing with MLX's own kernels, which are slower on a CPU: {why}\n" if why else "")
+    assert np.isfinite(network.loss(*network.batch(rows(2, *FOUR), [0, 1])).item())
 
 
 def test_logits_in_parts_and_gradient_checkpointing_change_nothing(monkeypatch):
@@ -120,10 +143,12 @@ def test_a_batch_shared_by_machines_has_the_gradient_of_the_whole():
     net, some = model(), rows(12, *FOUR)
     network = lora.Network(net, lora.common_prefix(some))
     count = some.answer_tokens(range(4))
-    shares = [nn.value_and_grad(net, network.loss)(*network.batch(some, part, tokens=count)) for part in ([0, 2, 3], [1], [])]
-    assert shares[2][0].item() == 0
-    summed = sum(s[0] for s in shares), tree_map(lambda *g: sum(g), *(s[1] for s in shares))
-    assert_same(summed, stock_gradient(net, some, [0, 1, 2, 3]))
+    for kind in (lora.Network, lora.CpuNetwork):
+        network = kind(net, network.prefix)
+        shares = [network.value_and_grad()(*network.batch(some, part, tokens=count)) for part in ([0, 2, 3], [1], [])]
+        assert shares[2][0].item() == 0
+        summed = sum(s[0] for s in shares), tree_map(lambda *g: sum(g), *(s[1] for s in shares))
+        assert_same(summed, stock_gradient(net, some, [0, 1, 2, 3]))
 
 
 def test_stocks_number_has_the_pad_token_as_a_target():
