@@ -48,8 +48,11 @@ def one_thread() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_and_fuse(tmp_path_factory.mktemp("gguf"))
+
+
+def train_and_fuse(folder: Path) -> Path:
     """The tiny model with an adapter in it that knows a few slangs, a prompt.toml that is hard to quote, and the dictionary."""
-    folder = tmp_path_factory.mktemp("gguf")
     data, adapter, model = folder / "data", folder / "adapter", folder / "fused_model"
     asked = folder / "prompt.toml"
     asked.write_text(PROMPT, encoding="utf-8")
