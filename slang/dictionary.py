@@ -21,7 +21,7 @@ import stat
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -235,6 +235,44 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
                 sense = number
             elif not raw.strip():
                 sense = 0
+
+
+SYNONYM = " = "  # between the headwords of one group
+
+
+class SynonymError(ValueError):
+    """Lines of a file of synonyms that can't be used; each names the file, the line and what to do."""
+
+
+def synonyms(path: str | Path, slangs: Container[str]) -> list[frozenset[str]]:
+    """The groups of headwords that mean the same, `bote = tabo` a line. `slangs` are the dictionary's headwords.
+
+    Raises SynonymError naming every bad line, OSError when the file can't be read.
+    """
+    groups: dict[frozenset[str], int] = {}
+    wrong: list[str] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            text = unicodedata.normalize("NFC", line).strip()
+            if not text or text.startswith("#"):
+                continue
+            words = [word.strip() for word in text.split(SYNONYM)]
+            group = frozenset(words)
+            found = [
+                f"{word!r} is no headword of the dictionary; spell it as it stands there"
+                for word in words
+                if word not in slangs
+            ]
+            found += [f"{word!r} stands twice; take one out" for word, n in Counter(words).items() if n > 1]
+            if len(words) < 2:
+                found.append("one word; write at least two, with ' = ' between them")
+            if group in groups:
+                found.append(f"the group of line {groups[group]} again; take one out")
+            groups.setdefault(group, number)
+            wrong += [str(Problem(str(path), number, text)) for text in found]
+    if wrong:
+        raise SynonymError("\n".join(wrong))
+    return list(groups)
 
 
 # ------------------------------------------------------------------------------------------- is it fit to learn from?

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slang import dictionary
-from slang.dictionary import Entry, Problem, close, entries, fold, key, parse_line, problems, unusable
+from slang.dictionary import Entry, Problem, SynonymError, close, entries, fold, key, parse_line, problems, synonyms, unusable
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,36 @@ def test_any_bytes_give_entries_or_problems(tmp_path_factory, data):
 @given(st.text())
 def test_key_is_its_own_key(text):
     assert key(key(text)) == key(text)
+
+
+def test_synonyms(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("# jail\nbote = tabo\n\nqué, mae = tarro = cafe\u0301\ntarro = bote\n", encoding="utf-8")
+    assert synonyms(path, {"bote", "tabo", "tarro", "qué, mae", "café"}) == [
+        {"bote", "tabo"},
+        {"qué, mae", "tarro", "café"},
+        {"tarro", "bote"},
+    ]
+
+
+def test_every_line_of_synonyms_that_can_not_be_used_is_named(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("bote = tabo\nbote\nbote = cana = bote\ntabo = bote\n", encoding="utf-8")
+    with pytest.raises(SynonymError) as error:
+        synonyms(path, {"bote", "tabo"})
+    assert str(error.value).splitlines() == [
+        f"{path}:2: one word; write at least two, with ' = ' between them",
+        f"{path}:3: 'cana' is no headword of the dictionary; spell it as it stands there",
+        f"{path}:3: 'bote' stands twice; take one out",
+        f"{path}:4: the group of line 1 again; take one out",
+    ]
+
+
+def test_shipped_synonyms():
+    slangs = {entry.slang for entry in entries(ROOT / "data/source_augmented.txt")}
+    groups = synonyms(ROOT / "data/synonyms.txt", slangs)
+    for pair in ({"bote", "tabo"}, {"balazo", "bañazo"}, {"cuijen", "pisuicas"}):
+        assert any(pair <= group for group in groups)
 
 
 # ------------------------------------------------------------------------------------------- is it fit to learn from?
