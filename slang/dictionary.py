@@ -246,9 +246,10 @@ class SynonymError(ValueError):
     """Lines of a file of synonyms that can't be used; each names the file, the line and what to do."""
 
 
-def synonyms(path: str | Path, slangs: Container[str]) -> list[frozenset[str]]:
-    """The groups of headwords that mean the same, `bote = tabo` a line. `slangs` are the dictionary's headwords.
+def synonyms(path: str | Path, slangs: Container[str] | None = None) -> list[frozenset[str]]:
+    """The groups of headwords that mean the same, `bote = tabo` a line.
 
+    `slangs` are the dictionary's headwords; without them any word may stand in a group.
     Raises SynonymError naming every bad line, OSError when the file can't be read.
     """
     groups: dict[frozenset[str], int] = {}
@@ -263,7 +264,7 @@ def synonyms(path: str | Path, slangs: Container[str]) -> list[frozenset[str]]:
             found = [
                 f"{word!r} is no headword of the dictionary; spell it as it stands there"
                 for word in words
-                if word not in slangs
+                if slangs is not None and word not in slangs
             ]
             found += [f"{word!r} stands twice; take one out" for word, n in Counter(words).items() if n > 1]
             if len(words) < 2:
