@@ -123,9 +123,13 @@ def test_every_line_of_synonyms_that_can_not_be_used_is_named(tmp_path):
     ]
 
 
+def shipped() -> list[str]:
+    """The headwords of the shipped dictionary, in its order."""
+    return list(dict.fromkeys(entry.slang for entry in entries(ROOT / "data/source_augmented.txt")))
+
+
 def test_shipped_synonyms():
-    slangs = {entry.slang for entry in entries(ROOT / "data/source_augmented.txt")}
-    groups = synonyms(ROOT / "data/synonyms.txt", slangs)
+    groups = synonyms(ROOT / "data/synonyms.txt", set(shipped()))
     for pair in ({"bote", "tabo"}, {"balazo", "bañazo"}, {"cuijen", "pisuicas"}):
         assert any(pair <= group for group in groups)
 
@@ -252,9 +256,18 @@ def test_shipped_dictionary():
     figures = dict(re.match(r"(.+?)  +(\d+)", line).groups() for line in done.stdout.splitlines())
     assert int(figures["slangs"]) >= 1000 and int(figures["lines"]) >= 4000
     assert int(figures["problems"]) == int(figures["hints"]) == 0
-    slangs = {entry.slang for entry in entries(ROOT / "data/source_augmented.txt")}
+    slangs = set(shipped())
     assert {"música de plancha", "devolverse los peluches", "pura vida", "pinche", "chingo", "estar chiva"} <= slangs
     assert {"aletas", "cada muerte de obispo", "estar hasta la mecha", "jeta", "panza"} <= slangs
+
+
+def test_every_shipped_slang_has_a_line_on_its_sources():
+    text = (ROOT / "data/sources.tsv").read_text(encoding="utf-8")
+    head, *rows = [line.split("\t") for line in text.splitlines()]
+    assert head == ["slang", "sources", "named", "sense"]
+    assert [slang for slang, *_ in rows] == shipped()
+    for slang, sources, named, sense in rows:
+        assert named and sense and (int(sources) == 0) == (named == "none found"), slang
 
 
 def test_the_demo_is_a_part_of_the_shipped_dictionary():
