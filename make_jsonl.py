@@ -5,7 +5,7 @@ Reads   data/source_augmented.txt, prompt.toml
 Writes  data/source_augmented.jsonl, one {"slang", "meaning", "messages"} a line (mlx-lm ignores the first two)
 
 Run as: python make_jsonl.py
-    data/source_augmented.jsonl: 4393 records of 1046 slangs (0 duplicate, 0 bad lines left out)
+    data/source_augmented.jsonl: 4386 records of 1039 slangs (0 duplicate, 0 bad lines left out)
 """
 
 import argparse

@@ -6,11 +6,12 @@ Blank lines are skipped, a `#` followed by a space starts a comment line; `# sen
 Standard library only, so that the data scripts start in a tenth of a second.
 
 Run as: python -m slang.dictionary data/source_augmented.txt
-    slangs              1046
-    lines               4393
+    slangs              1039
+    lines               4386
     wordings per slang  4-9, mean 4.2
-    words per wording   3-24, mean 11.0
+    words per wording   3-24, mean 10.9
     problems            0
+    hints               0
 """
 
 import argparse
@@ -21,12 +22,15 @@ import stat
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from slang.errors import UserError
 
 SEPARATOR = "::"
 SENSE = "# sentido:"
@@ -237,17 +241,71 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
                 sense = 0
 
 
+SYNONYM = " = "  # between the headwords of one group
+
+
+def synonyms(path: str | Path, slangs: Container[str] | None = None) -> list[frozenset[str]]:
+    """The groups of headwords that mean the same, `bote = tabo` a line.
+
+    `slangs` are the dictionary's headwords; without them any word may stand in a group.
+    Raises UserError naming every bad line, OSError when the file can't be read.
+    """
+    groups: dict[frozenset[str], int] = {}
+    wrong: list[str] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            text = unicodedata.normalize("NFC", line).strip()
+            if not text or text.startswith("#"):
+                continue
+            words = [word.strip() for word in text.split(SYNONYM)]
+            group = frozenset(words)
+            found = [
+                f"{word!r} is no headword of the dictionary; spell it as it stands there"
+                for word in words
+                if slangs is not None and word not in slangs
+            ]
+            found += [f"{word!r} stands twice; take one out" for word, n in Counter(words).items() if n > 1]
+            if len(words) < 2:
+                found.append("one word; write at least two, with ' = ' between them")
+            if group in groups:
+                found.append(f"the group of line {groups[group]} again; take one out")
+            groups.setdefault(group, number)
+            wrong += [str(Problem(str(path), number, text)) for text in found]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return list(groups)
+
+
 # ------------------------------------------------------------------------------------------- is it fit to learn from?
 
 LEAST_WORDINGS, LEAST_PER_SENSE = 4, 3
 WORDS = range(3, 31)  # of one wording
 NEAR = 0.7  # share of words in common above which two wordings teach the same thing twice
+WINDOW = 50  # earlier wordings that a wording is compared with; to take all would be quadratic
+SPANISH = {"el", "los", "las", "y"}  # 6 % of the words of the shipped dictionary, rare elsewhere
+SPANISH_SHARE = 0.02
+LINE = attrgetter("line")
 # Pairs that differ by an accent and are both Spanish; any other rare unaccented form of a word in the file is suspicious.
 HOMOGRAPHS = set(
     """
 aun como cual cuando cuanto de donde el este esta ese eso aquel lastima mas mi papa papas porque que quien se si solo te tu
 """.split()
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Hint(Problem):
+    """A matter of style, which does training no harm; counted by its kind, `without a capital`."""
+
+    kind: str
+
+
+class Report(NamedTuple):
+    """What a dictionary holds and what there is to say of it, in the order of its lines."""
+
+    entries: list[Entry]
+    problems: list[Problem]
+    hints: list[Hint]
 
 
 def words(text: str) -> list[str]:
@@ -267,25 +325,96 @@ def overlap(a: str, b: str) -> float:
     return len(one & other) / max(1, len(one | other))
 
 
-def line_problems(entry: Entry) -> Iterator[str]:
-    """What is wrong with a wording by itself."""
-    text, n_words = entry.meaning, len(key(entry.meaning).split())
+def is_spanish(counts: Counter[str]) -> bool:
+    """Whether the counted words look like a Spanish text."""
+    return sum(counts[word] for word in SPANISH) >= SPANISH_SHARE * counts.total() > 0
+
+
+Said = Iterator[tuple[int, str]]  # line, what is wrong with it and what to do
+Hinted = Iterator[tuple[int, str, str]]  # line, kind, what could be better
+
+
+def repetitions(good: list[Entry]) -> Said:
+    """Meanings that an earlier line has, of this slang or of another."""
+    owner: dict[str, Entry] = {}
+    for entry in good:
+        first = owner.setdefault(key(entry.meaning), entry)
+        if first is not entry:
+            whose = "this slang" if key(first.slang) == key(entry.slang) else repr(first.slang)
+            yield entry.line, f"the meaning of line {first.line}, of {whose}, again; write another"
+
+
+def lonely(by_slang: dict[str, list[Entry]], least: int) -> Said:
+    """Slangs with one wording, which a model learns by heart."""
+    for first, *more in by_slang.values():
+        if not more and least > 1:
+            yield first.line, f"{first.slang!r} has one wording; write at least {least}"
+
+
+def few(by_slang: dict[str, list[Entry]], least: int) -> Hinted:
+    """Slangs and senses with fewer wordings than they should have."""
+    for of_slang in by_slang.values():
+        first, n = of_slang[0], len(of_slang)
+        if 1 < n < least:
+            text = f"{first.slang!r} has {n} wordings; write at least {least}"
+            yield first.line, "with few wordings", text
+        senses = Counter(entry.sense for entry in of_slang)
+        for sense, n in senses.items():
+            if len(senses) > 1 and n < LEAST_PER_SENSE:
+                what = f"a sense of {first.slang!r} has {n} wording(s)"
+                text = f"{what}; write at least {LEAST_PER_SENSE}"
+                yield sense or first.line, "with few wordings", text
+
+
+def scattered(good: list[Entry]) -> Hinted:
+    """Lines of one slang that stand apart or spell it differently."""
+    above: dict[str, Entry] = {}
+    spelled: dict[str, str] = {}
+    previous = ""
+    for entry in good:
+        slang = key(entry.slang)
+        if slang in above and slang != previous:
+            where = f"lines of {entry.slang!r} stand apart (line {above[slang].line})"
+            yield entry.line, "apart from their slang", f"{where}; put them together"
+        if spelled.setdefault(slang, entry.slang) != entry.slang:
+            text = f"{entry.slang!r} is spelled {spelled[slang]!r} above; spell it alike"
+            yield entry.line, "with another spelling of the slang", text
+        above[slang], previous = entry, slang
+
+
+def alike(by_slang: dict[str, list[Entry]]) -> Hinted:
+    """Wordings with nearly the words of an earlier one of their slang."""
+    for of_slang in by_slang.values():
+        for i, entry in enumerate(of_slang):
+            for other in of_slang[max(0, i - WINDOW) : i]:
+                same = key(entry.meaning) == key(other.meaning)
+                if not same and overlap(entry.meaning, other.meaning) > NEAR:
+                    text = f"nearly the words of line {other.line}; write it in another way"
+                    yield entry.line, "nearly alike", text
+                    break
+
+
+def style(entry: Entry, spanish: bool) -> Hinted:
+    """What could be better in a wording by itself."""
+    line, text = entry.line, entry.meaning
     if f" {key(entry.slang)} " in f" {key(text)} ":
-        yield f"{entry.slang!r} stands inside its own meaning; explain it in other words"
-    if n_words not in WORDS:
-        yield f"{n_words} words; write {WORDS.start} to {WORDS.stop - 1}"
-    if not text.rstrip(CLOSING_WRAPPERS).endswith(tuple(CLOSING)):
-        yield "no full stop at the end; write one"
+        yield (
+            line,
+            "with the slang in its own meaning",
+            (f"{entry.slang!r} stands inside its own meaning; explain it in other words"),
+        )
+    if (n_words := len(key(text).split())) not in WORDS:
+        yield line, "short or long", f"{n_words} words; write {WORDS.start} to {WORDS.stop - 1}"
     first = next((c for c in text if c.isalpha()), "")
     if first != first.upper():
-        yield f"begins with {first!r}; write a capital"
-    for left, right in ("¿?", "¡!", "()", "«»", "“”"):
+        yield line, "without a capital", f"begins with {first!r}; write a capital"
+    for left, right in ("()", "«»", "“”", *(("¿?", "¡!") if spanish else ())):
         if text.count(left) != text.count(right):
-            yield f"{left} and {right} do not pair; write both"
+            yield line, "with unpaired marks", f"{left} and {right} do not pair; write both"
     if found := re.search(r"\s[,.;:)]|\s{2}|[,;:](?=[^\W\d])|\.\.(?!\.)(?<!\.\.\.)", text):
-        yield f"spacing or punctuation at {found[0]!r}; mend it"
+        yield line, "with odd punctuation", f"spacing or punctuation at {found[0]!r}; mend it"
     if found := re.search(r"\b(\w{2,}) \1\b", text.casefold()):
-        yield f"{found[1]!r} stands twice in a row; take one out"
+        yield line, "with a word twice", f"{found[1]!r} stands twice in a row; take one out"
 
 
 def suspicious(counts: Counter[str]) -> dict[str, str]:
@@ -302,54 +431,37 @@ def suspicious(counts: Counter[str]) -> dict[str, str]:
     return found
 
 
-def problems(path: str | Path, least: int = LEAST_WORDINGS) -> tuple[list[Entry], list[Problem]]:
-    """All entries of a dictionary, and all that keeps it from being one to learn from, in the order of its lines."""
-    found: list[Problem] = []
-    good: list[Entry] = []
-    by_slang: dict[str, list[Entry]] = defaultdict(list)
-    owner: dict[str, Entry] = {}
-    previous = ""
-
-    def say(line: int, text: str) -> None:
-        found.append(Problem(str(path), line, text))
-
-    for entry in entries(path):
-        if isinstance(entry, Problem):
-            found.append(entry)
-            continue
-        good.append(entry)
-        slang, meaning = key(entry.slang), key(entry.meaning)
-        for text in line_problems(entry):
-            say(entry.line, text)
-        first = owner.setdefault(meaning, entry)
-        if first is not entry:
-            whose = "this slang" if key(first.slang) == slang else repr(first.slang)
-            say(entry.line, f"the meaning of line {first.line}, of {whose}, again; write another")
-        if by_slang[slang] and slang != previous:
-            say(entry.line, f"lines of {entry.slang!r} stand apart (line {by_slang[slang][-1].line}); put them together")
-        if by_slang[slang] and entry.slang != by_slang[slang][0].slang:
-            say(entry.line, f"{entry.slang!r} is spelled {by_slang[slang][0].slang!r} above; spell it alike")
-        for other in by_slang[slang]:
-            if first is entry and overlap(entry.meaning, other.meaning) > NEAR:
-                say(entry.line, f"nearly the words of line {other.line}; write it in another way")
-        by_slang[slang].append(entry)
-        previous = slang
-
-    for of_slang in by_slang.values():
-        senses = Counter(entry.sense for entry in of_slang)
-        if len(of_slang) < least:
-            say(of_slang[0].line, f"{of_slang[0].slang!r} has {len(of_slang)} wording(s); write at least {least}")
-        for sense, n in senses.items():
-            if len(senses) > 1 and n < LEAST_PER_SENSE:
-                what = f"a sense of {of_slang[0].slang!r} has {n} wording(s)"
-                say(sense or of_slang[0].line, f"{what}; write at least {LEAST_PER_SENSE}")
-
-    counts = Counter(word for entry in good for word in words(entry.meaning))
+def misspelled(good: list[Entry], counts: Counter[str]) -> Hinted:
+    """Wordings with a suspicious word."""
     rare = suspicious(counts)
     for entry in good:
         for word in sorted(set(words(entry.meaning)) & set(rare)):
-            say(entry.line, f"{word!r}: is it {rare[word]!r} ({counts[rare[word]]} times in the file)? Check the spelling")
-    return good, sorted(found, key=lambda problem: problem.line)
+            often = f"{rare[word]!r} ({counts[rare[word]]} times in the file)"
+            text = f"{word!r}: is it {often}? Check the spelling"
+            yield entry.line, "with a suspicious spelling", text
+
+
+def check(path: str | Path, least: int = LEAST_WORDINGS) -> Report:
+    """All entries of a dictionary, what makes it worse to learn from, and what is only style.
+
+    Raises OSError when the file can't be read.
+    """
+    good: list[Entry] = []
+    found: list[Problem] = []
+    for item in entries(path):
+        (good if isinstance(item, Entry) else found).append(item)
+    by_slang: dict[str, list[Entry]] = defaultdict(list)
+    for entry in good:
+        by_slang[key(entry.slang)].append(entry)
+    found += [Problem(str(path), *said) for said in (*repetitions(good), *lonely(by_slang, least))]
+
+    counts = Counter(word for entry in good for word in words(entry.meaning))
+    spanish = is_spanish(counts)
+    hinted = [*few(by_slang, least), *scattered(good), *alike(by_slang)]
+    hinted += [hint for entry in good for hint in style(entry, spanish)]
+    hinted += misspelled(good, counts) if spanish else []
+    hints = [Hint(str(path), line, text, kind) for line, kind, text in hinted]
+    return Report(good, sorted(found, key=LINE), sorted(hints, key=LINE))
 
 
 def spread(numbers: Iterable[int]) -> str:
@@ -358,29 +470,40 @@ def spread(numbers: Iterable[int]) -> str:
     return f"{min(numbers)}-{max(numbers)}, mean {sum(numbers) / len(numbers):.1f}" if numbers else "none"
 
 
+def counted(hints: list[Hint]) -> str:
+    """`2: 1 without a capital (first: line 3), 1 short or long (first: line 7)`, or `0`."""
+    first = {hint.kind: hint.line for hint in reversed(hints)}
+    kinds = Counter(hint.kind for hint in hints).most_common()
+    listed = ", ".join(f"{n} {kind} (first: line {first[kind]})" for kind, n in kinds)
+    return f"{len(hints)}: {listed}" if hints else "0"
+
+
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m slang.dictionary",
-        description="Count what a dictionary holds and list what is wrong with it.",
+        description="Count what a dictionary holds, list its problems, count hints on style.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("dictionary", help="a file of slang::meaning lines")
-    p.add_argument("--least", type=int, default=LEAST_WORDINGS, help="wordings that each slang needs")
+    p.add_argument("--least", type=int, default=LEAST_WORDINGS, help="wordings of each slang")
+    p.add_argument("--strict", action="store_true", help="list the hints too; exit with 1 on any")
     args = p.parse_args(argv)
     try:
-        good, found = problems(args.dictionary, args.least)
+        good, found, hints = check(args.dictionary, args.least)
     except OSError as error:
         print(told(error), file=sys.stderr)
         return 1
-    for problem in found:
-        print(problem, file=sys.stderr)
+    listed = sorted([*found, *hints], key=LINE) if args.strict else found
+    for said in listed:
+        print(said, file=sys.stderr)
     per_slang = Counter(key(entry.slang) for entry in good)
     print(f"slangs              {len(per_slang)}")
     print(f"lines               {len(good)}")
     print(f"wordings per slang  {spread(per_slang.values())}")
     print(f"words per wording   {spread(len(key(entry.meaning).split()) for entry in good)}")
     print(f"problems            {len(found)}")
-    return 1 if found or not good else 0
+    print(f"hints               {counted(hints)}")
+    return 1 if listed or not good else 0
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
 from slang import cpu, jsonl, model_files, prompt, report
-from slang.dictionary import Problem, key, told
+from slang.dictionary import Problem, key, synonyms, told
+from slang.errors import UserError
 from slang.report import WHO
 
 N_CHOICES = 4
@@ -383,6 +384,17 @@ def likeness(meanings: list[list[str]]) -> np.ndarray:
 
 
 SYNONYM = 0.2  # likeness above which a slang's meaning is no fair distractor
+SYNONYMS = Path(__file__).parent.parent / "data/synonyms.txt"
+
+
+def same_meaning() -> dict[str, set[str]]:
+    """Each slang of SYNONYMS, as `key` spells it, with all that a group of it holds."""
+    same: dict[str, set[str]] = defaultdict(set)
+    for group in synonyms(SYNONYMS):
+        keys = {key(slang) for slang in group}
+        for slang in keys:
+            same[slang] |= keys
+    return same
 
 
 def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
@@ -403,6 +415,7 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
     slangs = sorted(names)
     like = likeness([list(meanings[slang]) for slang in slangs])
     seen = np.array([slang in trained for slang in slangs])
+    same, number = same_meaning(), {slang: i for i, slang in enumerate(slangs)}
     # A number of its own for each slang: one added to the dictionary leaves the others' questions as they were.
     digests = [hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest() for slang in slangs]
     codes = np.frombuffer(b"".join(digests), np.uint64)
@@ -412,6 +425,7 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
         # Distractors are trained as the slang is, so that being familiar does not give the right one away, nor hide it.
         others = seen if seen[i] or (~seen).sum() < N_CHOICES else ~seen
         others = others & (np.arange(len(slangs)) != i)
+        others[[number[other] for other in same[slang] if other in number]] = False
         if others.sum() < N_CHOICES - 1:
             raise UsageError(f"{seen.sum()} trained slangs are too few for {N_CHOICES} choices; add slangs to the dictionary")
         fair = others & (like[i] < SYNONYM)
@@ -766,7 +780,7 @@ def main(argv: list[str] | None = None) -> int:
             print(report.compared(*compare(a, b), (a["label"], b["label"])))
             return 0
         return run(args)
-    except (UsageError, prompt.PromptError, report.RunError) as error:
+    except (UsageError, UserError, prompt.PromptError, report.RunError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(told(error, args.results), file=sys.stderr)

@@ -151,6 +151,19 @@ def test_items_ask_held_out_forms_and_draw_no_synonym():
     assert {item.slang: item.question for item in items}.items() <= {item.slang: item.question for item in more}.items()
 
 
+def test_slangs_of_one_group_are_no_distractors_of_each_other():
+    """Bote, tabo and tarro are a jail; tarro is a face too. Nothing in these wordings is alike."""
+    slangs = ["bote", "tabo", "tarro", "jáquima", "birra", "filo", "guaba", "yurro"]
+    pairs = [(slang, f"Significado{i} especial{i} distinto{i}.") for i, slang in enumerate(slangs)]
+    for seed in range(20):
+        items = knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(*pairs), [], seed)
+        choices = {item.slang: set(item.choices) for item in items}
+        of = dict(pairs)
+        assert of["tabo"] not in choices["bote"] and of["bote"] not in choices["tabo"]
+        assert not choices["tarro"] & {of["bote"], of["tabo"], of["jáquima"]}
+        assert of["tarro"] not in choices["jáquima"]
+
+
 def test_too_few_slangs():
     with pytest.raises(knowledge.UsageError, match="3 trained slangs are too few for 4 choices; add slangs"):
         knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
