@@ -14,6 +14,7 @@ length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows th
 
 Run as: python benchmarks/train_step.py --real                     the model gemma-3-270m, batch 4 and 16
         python benchmarks/train_step.py --real FOLDER --batch 4
+        python benchmarks/train_step.py --shapes                   the shapes that mx.compile meets on a GPU; runs no step
         python benchmarks/train_step.py --end-to-end 200           ./train.sh on the tiny model, the whole process
 
 PEFT needs an environment of its own, which the first run makes in .cache/peft (benchmarks/requirements-peft.txt).
@@ -229,9 +230,13 @@ def measured(name: str, args, folder: Path, rows_file: Path, prefix: int) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def model_folder(model: str) -> Path:
+    return Path(model) if Path(model).is_dir() else Path(model_files.find(model))
+
+
 def compare(args) -> None:
     """Print the table."""
-    folder = Path(args.real) if Path(args.real).is_dir() else Path(model_files.find(args.real))
+    folder = model_folder(args.real)
     rows = real_rows(folder, args.data)
     prefix = len(lora.common_prefix(rows))
     unit = "CPU" if args.threads == 1 else "wall-clock"
@@ -272,6 +277,21 @@ def compare_batch(size: int, args, folder: Path, rows: lora.Rows, prefix: int) -
               flush=True)  # fmt: skip
 
 
+def shapes(folder: Path, rows: lora.Rows) -> None:
+    """How many shapes mx.compile meets on a GPU, and what padding to them costs."""
+    prefix = len(lora.common_prefix(rows))
+    weights = lora.weighed(load_model(folder, lazy=True)[0])
+    print("| batch | steps | shapes, rounded to 8 | work | shapes, planned | work |\n" + "| --- " * 6 + "|")
+    for size, iters in ((4, -(-len(rows) // 4) * 5), (16, 1115)):
+        found = lora.survey(rows, prefix, size, 42, iters)
+        counts = np.array([*found.values()])
+        exact = lora.work(np.array([*found]), weights) @ counts
+        line = f"| {size} | {iters} "
+        for padded in ([sizes.rounded(prefix) for sizes in found], [*lora.plan(found, weights).values()]):
+            line += f"| {len(set(padded))} | {lora.work(np.array(padded), weights) @ counts / exact - 1:+.1%} "
+        print(line + "|", flush=True)
+
+
 def end_to_end(iters: int) -> None:
     """./train.sh on the tiny model with either engine: CPU seconds of the whole process, from the shell to the last file."""
     for engine in ("mlx_lm", "slang"):
@@ -296,11 +316,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--data", default=str(ROOT / "data"))
     p.add_argument("--peft", metavar="PYTHON", help="an interpreter that has PEFT already")
     p.add_argument("--end-to-end", type=int, metavar="ITERS", help="./train.sh on the tiny model instead")
+    p.add_argument("--shapes", action="store_true", help="what mx.compile meets on a GPU instead")
     p.add_argument("--side", nargs=6, help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     if args.side:
         name, folder, rows_file, *numbers = args.side
         print(json.dumps(side(name, Path(folder), Path(rows_file), *map(int, numbers))))
+    elif args.shapes:
+        folder = model_folder(args.real)
+        shapes(folder, real_rows(folder, args.data))
     elif args.end_to_end:
         end_to_end(args.end_to_end)
     else:
