@@ -7,6 +7,7 @@ length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows th
 
     arithmetic   the multiply-adds that the gradient needs, at the rate at which a 1024 x 1024 float32 product runs here:
                  the common prefix once, rows without padding, the embedding at answers, each forward and backward
+    products     the same multiply-adds as the products that they are, of few rows and weights that do not fit into cache
     peak         of the whole process, loading included
     gradient     largest difference to the gradient of mlx_lm's loss, relative to that gradient's largest entry; its pad target
                  left out, its sums over the vocabulary in parts, since one float32 for 262,144 exponentials is no reference.
@@ -130,15 +131,16 @@ def stepper(model: nn.Module, loss_and_gradient, compiled: bool):
 
 
 def product_rate(clock) -> float:
-    """Multiply-adds a second of a 1024 x 1024 float32 product, the best of 20."""
+    """Multiply-adds a second of 1024 x 1024 float32 products, 20 in a row, the best of 5."""
     draw = np.random.default_rng(0).standard_normal
-    a, b = (draw((1024, 1024), dtype=np.float32) for _ in range(2))
+    a, b, out = (draw((1024, 1024), dtype=np.float32) for _ in range(3))
     best = np.inf
-    for _ in range(20):
+    for _ in range(5):
         begin = clock()
-        a @ b
+        for _ in range(20):
+            np.matmul(a, b, out=out)
         best = min(best, clock() - begin)
-    return 1024**3 / best
+    return 20 * 1024**3 / best
 
 
 def loss_in_parts(model: nn.Module, batch: mx.array, lengths: mx.array) -> mx.array:
@@ -175,6 +177,20 @@ def multiply_adds(model: nn.Module, rows: lora.Rows, prefix: int) -> int:
     return 2 * (tokens * sum(layers) + answers * model.model.embed_tokens.weight.size)
 
 
+def products(step: cpu.Step, tokens: int, answers: int) -> None:
+    """The products of a step with the frozen weights, there and back, and nothing else."""
+    weights = [w.weight for layer in step.layers for w in vars(layer).values() if isinstance(w, cpu.Linear)]
+    ones = np.ones((tokens, max(max(w.shape) for w in weights)), np.float32)
+    for w in weights:
+        ones[:, : w.shape[1]] @ w.T
+    parts = [step.head[at : at + cpu.CHUNK] for at in range(0, len(step.head), cpu.CHUNK)]
+    hidden = np.ones((step.head.shape[1], answers), np.float32)
+    for part in parts:
+        part.T @ (part @ hidden)
+    for w in reversed(weights):
+        ones[:, : w.shape[0]] @ w
+
+
 def side(name: str, folder: Path, rows_file: Path, prefix: int, steps: int, threads: int) -> dict:
     """Seconds of each step and peak memory of slang or mlx_lm; or the error of slang's gradient."""
     rows = lora.Rows(Pairs(json.loads(rows_file.read_text(encoding="utf-8"))), 2048, "train")
@@ -196,9 +212,15 @@ def side(name: str, folder: Path, rows_file: Path, prefix: int, steps: int, thre
         run(make())
         seconds.append(clock() - begin)
     rate = max(rate, product_rate(clock))
+    alone = []
+    for _ in range(steps if isinstance(network, lora.CpuNetwork) else 0):
+        begin = clock()
+        products(network.step, prefix + sum(len(t) - 1 - prefix for t in rows.tokens), rows.answer_tokens(range(len(rows))))
+        alone.append(clock() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     needed = multiply_adds(model, rows, prefix)
-    return {"seconds": seconds[1:], "peak": peak, "rate": rate, "multiply_adds": needed}  # the first step builds things
+    # The first step builds what is built once.
+    return {"seconds": seconds[1:], "peak": peak, "rate": rate, "multiply_adds": needed, "products": alone}
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -270,6 +292,8 @@ def compare_batch(size: int, args, folder: Path, rows: lora.Rows, prefix: int) -
     tokens = prefix + sum(len(t) - 1 - prefix for t, _ in batches["slang"])
     answers = sum(len(t) - start for t, start in batches["slang"])
     print(f"| {size} | {tokens} | {answers} | arithmetic | {arithmetic:.2f} | 1.00 | {size / arithmetic:.2f} | | | | |")
+    if alone := [s for result in results["slang"] for s in result["products"]]:
+        print(f"| {size} | | | products | {min(alone):.2f} | {min(alone) / arithmetic:.2f} | {size / min(alone):.2f} | | | | |")
     for name, seconds in best.items():
         off = f"{errors[name]:.1e}" if name in errors else ""
         print(f"| {size} | | | {name} | {seconds:.2f} | {seconds / arithmetic:.2f} | {size / seconds:.2f} "
