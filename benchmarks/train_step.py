@@ -1,9 +1,11 @@
-"""One training step on a real Gemma 3: slang.lora, Hugging Face PEFT and mlx_lm.lora, the same rows, side by side.
+"""One training step on a real Gemma 3: slang.lora, Hugging Face PEFT and mlx_lm.lora, the same
+rows, side by side.
 
-Each side runs in a process of its own, by turns, with the same number of threads; of its steps the fastest counts. With one
-thread a second is one of CPU time, so that other work on the machine does not count. Rank 8 on every linear layer, float32
-on a CPU, Adam. Each side has the middle batch, by padded tokens, of an epoch as it makes it: slang's are of rows of like
-length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows that slang has.
+Each side runs in a process of its own, by turns, with the same number of threads; of its steps the
+fastest counts. With one thread a second is one of CPU time, so that other work on the machine does
+not count. Rank 8 on every linear layer, float32 on a CPU, Adam. Each side has the middle batch, by
+padded tokens, of an epoch as it makes it: slang's are of rows of like length, mlx_lm's and PEFT's
+of random ones. "PEFT, slang's rows" has the rows that slang has.
 
     arithmetic   the multiply-adds that the gradient needs, at the rate at which a 1024 x 1024 float32 product runs here:
                  the common prefix once, rows without padding, the embedding at answers, each forward and backward
@@ -18,7 +20,8 @@ Run as: python benchmarks/train_step.py --real                     the model gem
         python benchmarks/train_step.py --shapes                   the shapes that mx.compile meets on a GPU; runs no step
         python benchmarks/train_step.py --end-to-end 200           ./train.sh on the tiny model, the whole process
 
-PEFT needs an environment of its own, which the first run makes in .cache/peft (benchmarks/requirements-peft.txt).
+PEFT needs an environment of its own, which the first run makes in .cache/peft
+(benchmarks/requirements-peft.txt).
 """
 
 import argparse
@@ -71,7 +74,9 @@ def real_rows(model: Path, data: str) -> lora.Rows:
 
 
 def middle_batch(rows: lora.Rows, size: int, alike: bool) -> list[tuple[list[int], int]]:
-    """The rows of a batch that half of an epoch's batches have fewer tokens than: rows of like length, or random ones."""
+    """The rows of a batch that half of an epoch's batches have fewer tokens than: rows of like
+    length, or random ones.
+    """
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     random = [order[at : at + size] for at in range(0, len(order), size)]
     batches = [b for b in (lora.epoch(rows, size, 0, 0) if alike else random) if len(b) == size]
@@ -155,7 +160,9 @@ def loss_in_parts(model: nn.Module, batch: mx.array, lengths: mx.array) -> mx.ar
 
 
 def gradient_errors(model: nn.Module, network: lora.Network, rows: lora.Rows) -> dict[str, float]:
-    """How far the gradients of slang and mlx_lm are off that of mlx_lm's loss with exact sums, over four rows at most."""
+    """How far the gradients of slang and mlx_lm are off that of mlx_lm's loss with exact sums, over
+    four rows at most.
+    """
     rows = lora.Rows(Pairs(zip(rows.tokens[:4], rows.starts[:4], strict=True)), 2048, "train")
     batch = stock_batch(rows, pad_target=False)
     exact = dict(tree_flatten(nn.value_and_grad(model, partial(loss_in_parts, model))(*batch)[1]))
@@ -317,7 +324,9 @@ def shapes(folder: Path, rows: lora.Rows) -> None:
 
 
 def end_to_end(iters: int) -> None:
-    """./train.sh on the tiny model with either engine: CPU seconds of the whole process, from the shell to the last file."""
+    """./train.sh on the tiny model with either engine: CPU seconds of the whole process, from the
+    shell to the last file.
+    """
     for engine in ("mlx_lm", "slang"):
         with tempfile.TemporaryDirectory() as folder:
             more = {"ENGINE": engine, "MODEL": str(TINY), "ADAPTER_PATH": folder}
