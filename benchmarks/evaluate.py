@@ -3,15 +3,17 @@
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
 model over prompt and choice. The two must agree to 1e-3 nats before their times count.
 
-Run as: LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/evaluate.py
+Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapters --slangs 40
 
-    200 slangs, 800 choices, largest difference 4.1e-06 nats
-                                                  wall s   cpu s   ratio
-    mlx_lm, one choice at a time                    43.6    26.1    1.00
-    slang.knowledge, choices                         9.1     4.8    0.18
-    slang.knowledge, choices and greedy answers     14.2     6.3    0.24
+    40 slangs, 160 choices, largest difference 6.6e-04 nats
+                                                  wall s   cpu s   ratio  a slang   all 1046
+    mlx_lm, one choice at a time                   123.4    96.6    1.00   2.41 s   42.1 min
+    slang.knowledge, choices                        18.3    12.4    0.13   0.31 s    5.4 min
+    slang.knowledge, choices and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
+    the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
 
-(the whole dictionary, demo.sh's adapter; two cores of an EPYC shared with other work, hence cpu s; the ratio is of these)
+(Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s; the ratio is of these.
+The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one float32 on a CPU, see slang/cpu.py.)
 """
 
 import argparse
@@ -50,7 +52,7 @@ def one_by_one(net, tokenizer, items) -> list[list[float]]:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--model", default="models/tiny-gemma3")
+    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
     p.add_argument("--adapter-path", default="adapters/demo")
     p.add_argument("--data", default="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")

@@ -33,6 +33,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
 CHUNK = 2048  # vocabulary entries at a time: 512 KB of logits of 64 answers, which stay in cache
+ROOM = 16  # tokens that are made room for at a time, where rows go on
 BLOCK = 2**17  # entries of an elementwise pass, 512 KB: `gelu_product` makes 17 passes in cache
 THREADS = int(os.environ.get("OPENBLAS_NUM_THREADS") or os.cpu_count() or 1)
 
@@ -296,8 +297,8 @@ class Attention:
     """
 
     def __init__(self, rows: list[Row], window: int | None):
-        self.rows = rows
-        self.hidden = [mask(row.positions(), window) for row in rows]
+        self.rows = [row for row in rows if row.place.stop > row.place.start]
+        self.hidden = [mask(row.positions(), window) for row in self.rows]
 
     def forward(self, q, k, v) -> tuple[np.ndarray, list[np.ndarray]]:
         """(output (tokens, heads, dim), what backward needs) of q, which is scaled, (tokens, heads,
@@ -342,7 +343,7 @@ def mask(positions: np.ndarray, window: int | None) -> np.ndarray:
     """(queries, 1, keys): 0 where the query of a position sees the key, which are all up to the
     last; else minus infinity.
     """
-    keys = np.arange(positions.max(initial=-1) + 1)
+    keys = np.arange(positions.max() + 1)
     seen = keys <= positions[:, None]
     if window:
         seen &= keys > positions[:, None] - window
@@ -362,7 +363,7 @@ def flat(a: np.ndarray) -> np.ndarray:
 
 def softmax(scores: np.ndarray) -> None:
     """Over the last axis, in place."""
-    scores -= scores.max(axis=-1, keepdims=True, initial=-np.inf)  # a row may be empty
+    scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
 
@@ -599,7 +600,7 @@ class Reading:
     """
 
     @np.errstate(all="ignore")
-    def __init__(self, step: Step, prefix: list[int], rows: list[list[int]], room: int):
+    def __init__(self, step: Step, prefix: list[int], rows: list[list[int]]):
         self.step = step
         ends = np.cumsum([len(prefix), *map(len, rows)]).tolist()
         places = [slice(*pair) for pair in pairwise(ends)]
@@ -613,14 +614,12 @@ class Reading:
         for layer, (attention, table) in zip(step.layers, step.surroundings(batch), strict=True):
             x, kept = layer.forward(x, attention, table, None)
             _, keys, values, _ = kept[4]
-            self.keys.append(self._with_room(keys, after, room))
-            self.values.append(self._with_room(values, after, room))
+            self.keys.append(self._gathered(keys, after))
+            self.values.append(self._gathered(values, after))
 
-    def _with_room(self, a: np.ndarray, rows: list[Row], room: int) -> np.ndarray:
-        """What each row sees of a (tokens, groups, dim), in an array of its own: (rows, groups,
-        longest + room, dim).
-        """
-        out = np.zeros((len(rows), a.shape[1], self.lengths.max() + room, a.shape[2]), np.float32)
+    def _gathered(self, a: np.ndarray, rows: list[Row]) -> np.ndarray:
+        """What each row sees of a (tokens, groups, dim), (rows, groups, room, dim)."""
+        out = np.zeros((len(rows), a.shape[1], self.lengths.max() + ROOM, a.shape[2]), np.float32)
         for own, row in zip(out, rows, strict=True):
             seen = row.of(a)
             own[:, : len(seen)] = seen.swapaxes(0, 1)
@@ -636,6 +635,10 @@ class Reading:
     def next(self, tokens: np.ndarray) -> np.ndarray:
         """Append a token to each row; the likeliest one after it, (rows,)."""
         step, every = self.step, np.arange(len(tokens))
+        if self.lengths.max() == self.keys[0].shape[2]:
+            more = ((0, 0), (0, 0), (0, ROOM), (0, 0))
+            self.keys = [np.pad(a, more) for a in self.keys]
+            self.values = [np.pad(a, more) for a in self.values]
         tables = step.tables(self.lengths)
         windows = {True: step.window, False: None}
         hidden = {sliding: mask(self.lengths, windows[sliding])[:, None] for sliding in tables}
