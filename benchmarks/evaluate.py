@@ -26,7 +26,7 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import knowledge, prompt
+from slang import knowledge, model_files, prompt
 
 
 class NoBar:
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--data", default="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
+    args.model = str(model_files.find(args.model))
     asked = prompt.load(Path(args.adapter_path) / "prompt.toml")
     rows = {name: knowledge.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
     items = knowledge.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)

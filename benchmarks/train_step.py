@@ -259,13 +259,9 @@ def measured(name: str, args, folder: Path, rows_file: Path, prefix: int) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def model_folder(model: str) -> Path:
-    return Path(model) if Path(model).is_dir() else Path(model_files.find(model))
-
-
 def compare(args) -> None:
     """Print the table."""
-    folder = model_folder(args.real)
+    folder = model_files.find(args.real)
     rows = real_rows(folder, args.data)
     prefix = len(lora.common_prefix(rows))
     unit = "CPU" if args.threads == 1 else "wall-clock"
@@ -356,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         name, folder, rows_file, *numbers = args.side
         print(json.dumps(side(name, Path(folder), Path(rows_file), *map(int, numbers))))
     elif args.shapes:
-        folder = model_folder(args.real)
+        folder = model_files.find(args.real)
         shapes(folder, real_rows(folder, args.data))
     elif args.end_to_end:
         end_to_end(args.end_to_end)

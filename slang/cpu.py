@@ -190,10 +190,10 @@ class Linear:
 
 
 class Norm:
-    """Root mean square norm over the last axis, its weight stored as what is added to 1."""
+    """Root mean square norm over the last axis, times scale; its weight is stored less 1."""
 
-    def __init__(self, module: nn.Module):
-        self.weight = 1 + view(module.weight)
+    def __init__(self, module: nn.Module, scale: float = 1):
+        self.weight = (1 + view(module.weight)) * np.float32(scale)
         self.eps = np.float32(module.eps)
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
@@ -380,7 +380,8 @@ class Layer:
         self.q, self.k, self.v = map(linear, (attention.q_proj, attention.k_proj, attention.v_proj))
         self.o = linear(attention.o_proj)
         self.gate, self.up, self.down = map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        self.q_norm, self.k_norm = Norm(attention.q_norm), Norm(attention.k_norm)
+        self.q_norm = Norm(attention.q_norm, attention.scale)  # rather than one more pass
+        self.k_norm = Norm(attention.k_norm)
         norms = (
             layer.input_layernorm,
             layer.post_attention_layernorm,
@@ -388,7 +389,7 @@ class Layer:
             layer.post_feedforward_layernorm,
         )
         self.norms = [Norm(norm) for norm in norms]
-        self.rope, self.scale = attention.rope, np.float32(attention.scale)
+        self.rope = attention.rope
         self.heads, self.groups = attention.n_heads, attention.n_kv_heads
         self.dim = attention.head_dim
         self.sliding = attention.is_sliding
@@ -414,7 +415,6 @@ class Layer:
         k, at_k = self.k_norm.forward(self.k.forward(y).reshape(len(x), self.groups, self.dim))
         v = self.v.forward(y).reshape(len(x), self.groups, self.dim)
         q, k = rotated(q, *table), rotated(k, *table)
-        q *= self.scale
         return q, k, v, (y, at_input, at_q, at_k)
 
     def answer(self, x: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, tuple]:
@@ -444,7 +444,6 @@ class Layer:
         if pick is not None:
             d, r = spread(d, pick, len(y)), spread(r, pick, len(y))
         dq, dk, dv = attention.backward(*seen_by, r.reshape(len(y), self.heads, self.dim))
-        dq *= self.scale
         dq = self.q_norm.backward(at_q, rotated(dq, cos, -sin))
         dk = self.k_norm.backward(at_k, rotated(dk, cos, -sin))
         r = self.q.backward(y, dq.reshape(len(y), self.heads * self.dim), gradients)
