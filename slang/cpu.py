@@ -472,9 +472,12 @@ def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray,
     more exact, too: MLX adds up 262,144 exponentials in one float32, which puts a loss of 6.0816 at
     6.0812, and mlx_lm's gradient 9e-3 off.
     """
-    top = np.full(len(hidden), -np.inf, np.float32)
-    sums = np.zeros(len(hidden), np.float32)
-    across = np.ascontiguousarray(hidden.T)
+    answers = len(hidden)
+    # OpenBLAS is at its best with 16 columns at a time: 76 answers took 0.59 s, 80 take 0.54.
+    across = np.zeros((hidden.shape[1], -(-answers // 16) * 16), np.float32)
+    across[:, :answers] = hidden.T
+    top = np.full(across.shape[1], -np.inf, np.float32)
+    sums = np.zeros(across.shape[1], np.float32)
     mean = np.zeros_like(across)
     for at in range(0, len(head), CHUNK):
         part = head[at : at + CHUNK]
@@ -490,8 +493,9 @@ def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray,
             mean *= shrink
             mean += part.T @ logits
     right = head[targets]
-    losses = np.log(sums) + top - np.einsum("ij,ij->i", hidden, right)
-    return losses, (mean / sums).T - right if slope else None
+    total = (np.log(sums) + top)[:answers]
+    losses = total - np.einsum("ij,ij->i", hidden, right)
+    return losses, (mean / sums).T[:answers] - right if slope else None
 
 
 def likeliest(hidden: np.ndarray, head: np.ndarray) -> np.ndarray:
