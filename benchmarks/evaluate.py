@@ -3,15 +3,17 @@
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
 model over prompt and choice. The two must agree to 1e-3 nats before their times count.
 
-Run as: LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/evaluate.py
+Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapters --slangs 40
 
-    200 slangs, 800 choices, largest difference 4.1e-06 nats
-                                                  wall s   cpu s   ratio
-    mlx_lm, one choice at a time                    43.6    26.1    1.00
-    slang.knowledge, choices                         9.1     4.8    0.18
-    slang.knowledge, choices and greedy answers     14.2     6.3    0.24
+    40 slangs, 160 choices, largest difference 6.6e-04 nats
+                                                  wall s   cpu s   ratio  a slang   all 1046
+    mlx_lm, one choice at a time                   123.4    96.6    1.00   2.41 s   42.1 min
+    slang.knowledge, choices                        18.3    12.4    0.13   0.31 s    5.4 min
+    slang.knowledge, choices and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
+    the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
 
-(the whole dictionary, demo.sh's adapter; two cores of an EPYC shared with other work, hence cpu s; the ratio is of these)
+(Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s; the ratio is of these.
+The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one float32 on a CPU, see slang/cpu.py.)
 """
 
 import argparse
@@ -24,7 +26,7 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import knowledge, prompt
+from slang import knowledge, model_files, prompt
 
 
 class NoBar:
@@ -50,14 +52,16 @@ def one_by_one(net, tokenizer, items) -> list[list[float]]:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--model", default="models/tiny-gemma3")
+    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
     p.add_argument("--adapter-path", default="adapters/demo")
     p.add_argument("--data", default="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
+    args.model = str(model_files.find(args.model))
     asked = prompt.load(Path(args.adapter_path) / "prompt.toml")
     rows = {name: knowledge.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
     items = knowledge.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)
+    total = len(items)
     items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
 
     model = knowledge.Model(args.model, args.adapter_path)
@@ -70,23 +74,28 @@ def main(argv: list[str] | None = None) -> int:
     theirs = one_by_one(net, tokenizer, items)
     theirs_s = time.perf_counter() - wall, time.process_time() - cpu
 
-    times = []
-    for generate in (False, True):
+    sides = {
+        "slang.knowledge, choices": (False, knowledge.in_numpy),
+        "slang.knowledge, choices and greedy answers": (True, knowledge.in_numpy),
+        "the same with MLX's kernels": (True, lambda _: False),
+    }
+    times = {}
+    for name, (generate, knowledge.in_numpy) in sides.items():
         wall, cpu = time.perf_counter(), time.process_time()
         questions = knowledge.item_questions(model, items)
         for question in questions:
             question.generate = generate
         ours = {i: [loss.mean() for loss in losses] for i, losses, _ in knowledge.study(model, "adapted", questions, NoBar())}
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
-    if gap > 1e-3:
-        print(f"the two differ by {gap:.4f} nats; their times say nothing", file=sys.stderr)
-        return 1
+        times[name] = (time.perf_counter() - wall, time.process_time() - cpu)
+        gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
+        if gap > 1e-3:
+            print(f"{name}: differs by {gap:.4f} nats from mlx_lm; its time says nothing", file=sys.stderr)
+            return 1
     print(f"{len(items)} slangs, {4 * len(items)} choices, largest difference {gap:.1e} nats")
-    print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}")
-    for name, (w, c) in (("mlx_lm, one choice at a time", theirs_s), ("slang.knowledge, choices", times[0]),
-                         ("slang.knowledge, choices and greedy answers", times[1])):  # fmt: skip
-        print(f"{name:44}{w:8.1f}{c:8.1f}{c / theirs_s[1]:8.2f}")
+    print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}{'a slang':>9}{f'all {total}':>11}")
+    for name, (w, c) in {"mlx_lm, one choice at a time": theirs_s, **times}.items():
+        each = c / len(items)
+        print(f"{name:44}{w:8.1f}{c:8.1f}{c / theirs_s[1]:8.2f}{each:7.2f} s{total * each / 60:7.1f} min")
     return 0
 
 

@@ -1,9 +1,11 @@
-"""A training step of Hugging Face PEFT on PyTorch, for benchmarks/train_step.py, which runs this in another environment.
+"""A training step of Hugging Face PEFT on PyTorch, for benchmarks/train_step.py, which runs this in
+another environment.
 
 Reads   a model's folder, and a JSON file of rows: [[tokens, start of the answer], ...]
 Writes  {"seconds": [of each step, ...], "peak": of the process, in GB} to stdout
 
-As a person would set it up: LoRA of rank 8 on every linear layer, float32, AdamW, rows padded to the longest of them.
+As a person would set it up: LoRA of rank 8 on every linear layer, float32, AdamW, rows padded to
+the longest of them.
 """
 
 import json

@@ -1,12 +1,15 @@
-"""One training step on a real Gemma 3: slang.lora, Hugging Face PEFT and mlx_lm.lora, the same rows, side by side.
+"""One training step on a real Gemma 3: slang.lora, Hugging Face PEFT and mlx_lm.lora, the same
+rows, side by side.
 
-Each side runs in a process of its own, by turns, with the same number of threads; of its steps the fastest counts. With one
-thread a second is one of CPU time, so that other work on the machine does not count. Rank 8 on every linear layer, float32
-on a CPU, Adam. Each side has the middle batch, by padded tokens, of an epoch as it makes it: slang's are of rows of like
-length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows that slang has.
+Each side runs in a process of its own, by turns, with the same number of threads; of its steps the
+fastest counts. With one thread a second is one of CPU time, so that other work on the machine does
+not count. Rank 8 on every linear layer, float32 on a CPU, Adam. Each side has the middle batch, by
+padded tokens, of an epoch as it makes it: slang's are of rows of like length, mlx_lm's and PEFT's
+of random ones. "PEFT, slang's rows" has the rows that slang has.
 
     arithmetic   the multiply-adds that the gradient needs, at the rate at which a 1024 x 1024 float32 product runs here:
                  the common prefix once, rows without padding, the embedding at answers, each forward and backward
+    products     the same multiply-adds as the products that they are, of few rows and weights that do not fit into cache
     peak         of the whole process, loading included
     gradient     largest difference to the gradient of mlx_lm's loss, relative to that gradient's largest entry; its pad target
                  left out, its sums over the vocabulary in parts, since one float32 for 262,144 exponentials is no reference.
@@ -14,9 +17,11 @@ length, mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows th
 
 Run as: python benchmarks/train_step.py --real                     the model gemma-3-270m, batch 4 and 16
         python benchmarks/train_step.py --real FOLDER --batch 4
+        python benchmarks/train_step.py --shapes                   the shapes that mx.compile meets on a GPU; runs no step
         python benchmarks/train_step.py --end-to-end 200           ./train.sh on the tiny model, the whole process
 
-PEFT needs an environment of its own, which the first run makes in .cache/peft (benchmarks/requirements-peft.txt).
+PEFT needs an environment of its own, which the first run makes in .cache/peft
+(benchmarks/requirements-peft.txt).
 """
 
 import argparse
@@ -69,7 +74,9 @@ def real_rows(model: Path, data: str) -> lora.Rows:
 
 
 def middle_batch(rows: lora.Rows, size: int, alike: bool) -> list[tuple[list[int], int]]:
-    """The rows of a batch that half of an epoch's batches have fewer tokens than: rows of like length, or random ones."""
+    """The rows of a batch that half of an epoch's batches have fewer tokens than: rows of like
+    length, or random ones.
+    """
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     random = [order[at : at + size] for at in range(0, len(order), size)]
     batches = [b for b in (lora.epoch(rows, size, 0, 0) if alike else random) if len(b) == size]
@@ -129,15 +136,16 @@ def stepper(model: nn.Module, loss_and_gradient, compiled: bool):
 
 
 def product_rate(clock) -> float:
-    """Multiply-adds a second of a 1024 x 1024 float32 product, the best of 20."""
+    """Multiply-adds a second of 1024 x 1024 float32 products, 20 in a row, the best of 5."""
     draw = np.random.default_rng(0).standard_normal
-    a, b = (draw((1024, 1024), dtype=np.float32) for _ in range(2))
+    a, b, out = (draw((1024, 1024), dtype=np.float32) for _ in range(3))
     best = np.inf
-    for _ in range(20):
+    for _ in range(5):
         begin = clock()
-        a @ b
+        for _ in range(20):
+            np.matmul(a, b, out=out)
         best = min(best, clock() - begin)
-    return 1024**3 / best
+    return 20 * 1024**3 / best
 
 
 def loss_in_parts(model: nn.Module, batch: mx.array, lengths: mx.array) -> mx.array:
@@ -152,7 +160,9 @@ def loss_in_parts(model: nn.Module, batch: mx.array, lengths: mx.array) -> mx.ar
 
 
 def gradient_errors(model: nn.Module, network: lora.Network, rows: lora.Rows) -> dict[str, float]:
-    """How far the gradients of slang and mlx_lm are off that of mlx_lm's loss with exact sums, over four rows at most."""
+    """How far the gradients of slang and mlx_lm are off that of mlx_lm's loss with exact sums, over
+    four rows at most.
+    """
     rows = lora.Rows(Pairs(zip(rows.tokens[:4], rows.starts[:4], strict=True)), 2048, "train")
     batch = stock_batch(rows, pad_target=False)
     exact = dict(tree_flatten(nn.value_and_grad(model, partial(loss_in_parts, model))(*batch)[1]))
@@ -172,6 +182,20 @@ def multiply_adds(model: nn.Module, rows: lora.Rows, prefix: int) -> int:
     tokens = prefix + sum(len(t) - 1 - prefix for t in rows.tokens)
     answers = rows.answer_tokens(range(len(rows)))
     return 2 * (tokens * sum(layers) + answers * model.model.embed_tokens.weight.size)
+
+
+def products(step: cpu.Step, tokens: int, answers: int) -> None:
+    """The products of a step with the frozen weights, there and back, and nothing else."""
+    weights = [w.weight for layer in step.layers for w in vars(layer).values() if isinstance(w, cpu.Linear)]
+    ones = np.ones((tokens, max(max(w.shape) for w in weights)), np.float32)
+    for w in weights:
+        ones[:, : w.shape[1]] @ w.T
+    parts = [step.head[at : at + cpu.CHUNK] for at in range(0, len(step.head), cpu.CHUNK)]
+    hidden = np.ones((step.head.shape[1], answers), np.float32)
+    for part in parts:
+        part.T @ (part @ hidden)
+    for w in reversed(weights):
+        ones[:, : w.shape[0]] @ w
 
 
 def side(name: str, folder: Path, rows_file: Path, prefix: int, steps: int, threads: int) -> dict:
@@ -195,9 +219,15 @@ def side(name: str, folder: Path, rows_file: Path, prefix: int, steps: int, thre
         run(make())
         seconds.append(clock() - begin)
     rate = max(rate, product_rate(clock))
+    alone = []
+    for _ in range(steps if isinstance(network, lora.CpuNetwork) else 0):
+        begin = clock()
+        products(network.step, prefix + sum(len(t) - 1 - prefix for t in rows.tokens), rows.answer_tokens(range(len(rows))))
+        alone.append(clock() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     needed = multiply_adds(model, rows, prefix)
-    return {"seconds": seconds[1:], "peak": peak, "rate": rate, "multiply_adds": needed}  # the first step builds things
+    # The first step builds what is built once.
+    return {"seconds": seconds[1:], "peak": peak, "rate": rate, "multiply_adds": needed, "products": alone}
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -231,7 +261,7 @@ def measured(name: str, args, folder: Path, rows_file: Path, prefix: int) -> dic
 
 def compare(args) -> None:
     """Print the table."""
-    folder = Path(args.real) if Path(args.real).is_dir() else Path(model_files.find(args.real))
+    folder = model_files.find(args.real)
     rows = real_rows(folder, args.data)
     prefix = len(lora.common_prefix(rows))
     unit = "CPU" if args.threads == 1 else "wall-clock"
@@ -265,6 +295,8 @@ def compare_batch(size: int, args, folder: Path, rows: lora.Rows, prefix: int) -
     tokens = prefix + sum(len(t) - 1 - prefix for t, _ in batches["slang"])
     answers = sum(len(t) - start for t, start in batches["slang"])
     print(f"| {size} | {tokens} | {answers} | arithmetic | {arithmetic:.2f} | 1.00 | {size / arithmetic:.2f} | | | | |")
+    if alone := [s for result in results["slang"] for s in result["products"]]:
+        print(f"| {size} | | | products | {min(alone):.2f} | {min(alone) / arithmetic:.2f} | {size / min(alone):.2f} | | | | |")
     for name, seconds in best.items():
         off = f"{errors[name]:.1e}" if name in errors else ""
         print(f"| {size} | | | {name} | {seconds:.2f} | {seconds / arithmetic:.2f} | {size / seconds:.2f} "
@@ -272,8 +304,25 @@ def compare_batch(size: int, args, folder: Path, rows: lora.Rows, prefix: int) -
               flush=True)  # fmt: skip
 
 
+def shapes(folder: Path, rows: lora.Rows) -> None:
+    """How many shapes mx.compile meets on a GPU, and what padding to them costs."""
+    prefix = len(lora.common_prefix(rows))
+    weights = lora.weighed(load_model(folder, lazy=True)[0])
+    print("| batch | steps | shapes, rounded to 8 | work | shapes, planned | work |\n" + "| --- " * 6 + "|")
+    for size, iters in ((4, -(-len(rows) // 4) * 5), (16, 1115)):
+        found = lora.survey(rows, prefix, size, 42, iters)
+        counts = np.array([*found.values()])
+        exact = lora.work(np.array([*found]), weights) @ counts
+        line = f"| {size} | {iters} "
+        for padded in ([sizes.rounded(prefix) for sizes in found], [*lora.plan(found, weights).values()]):
+            line += f"| {len(set(padded))} | {lora.work(np.array(padded), weights) @ counts / exact - 1:+.1%} "
+        print(line + "|", flush=True)
+
+
 def end_to_end(iters: int) -> None:
-    """./train.sh on the tiny model with either engine: CPU seconds of the whole process, from the shell to the last file."""
+    """./train.sh on the tiny model with either engine: CPU seconds of the whole process, from the
+    shell to the last file.
+    """
     for engine in ("mlx_lm", "slang"):
         with tempfile.TemporaryDirectory() as folder:
             more = {"ENGINE": engine, "MODEL": str(TINY), "ADAPTER_PATH": folder}
@@ -296,11 +345,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--data", default=str(ROOT / "data"))
     p.add_argument("--peft", metavar="PYTHON", help="an interpreter that has PEFT already")
     p.add_argument("--end-to-end", type=int, metavar="ITERS", help="./train.sh on the tiny model instead")
+    p.add_argument("--shapes", action="store_true", help="what mx.compile meets on a GPU instead")
     p.add_argument("--side", nargs=6, help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     if args.side:
         name, folder, rows_file, *numbers = args.side
         print(json.dumps(side(name, Path(folder), Path(rows_file), *map(int, numbers))))
+    elif args.shapes:
+        folder = model_files.find(args.real)
+        shapes(folder, real_rows(folder, args.data))
     elif args.end_to_end:
         end_to_end(args.end_to_end)
     else:

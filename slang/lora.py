@@ -7,7 +7,7 @@ numbered checkpoints) and resume.safetensors, log.jsonl, loss.svg and the other 
 What is not computed, because the loss does not depend on it:
   the common prefix of all rows (system prompt), once per row: it runs once, and every row attends to its keys and values;
   logits where no answer is predicted: Gemma 3's vocabulary of 262,144 costs more there than all the layers of the 270M model;
-  padding: rows of like length go together, and are padded to a multiple of 8 instead of 32;
+  padding: rows of like length go together, end to end; a GPU's batches are padded to 32 shapes, chosen beforehand;
   layers below the first adapter, after the first time: their output is kept for every row, where memory allows.
 The pad token after each row, which mlx_lm.lora counts as a target, is none here; the last, smaller batch is trained too.
 
@@ -24,11 +24,13 @@ import signal
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -51,8 +53,9 @@ from rich.progress import TextColumn, TimeRemainingColumn
 from slang import cpu, jsonl, model_files, prompt
 from slang.dictionary import told
 
-PAD_TO = 8  # tokens; every new length is traced by mx.compile once
+PAD_TO = 8  # tokens, where shapes are not planned
 CHUNK = 32  # batches that are sorted by length together
+SHAPES = 32  # of a run's batches, where steps are compiled: each is traced, and its kernels and buffers are kept
 LOGITS = 2**25  # computed at a time: 128 answer tokens with Gemma 3's vocabulary, 134 MB
 OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor}
 # Flags that may change between a run and its --resume; with any other the result would be another one.
@@ -149,6 +152,7 @@ class Network:
     def __init__(self, model: nn.Module, prefix: list[int], why_all: str | None = None, checkpoint: bool = False):
         self.model, self.prefix, self.why_all, self.checkpoint = model, prefix, why_all, checkpoint
         self.start = 0
+        self.shapes: dict[Sizes, Sizes] = {}  # what batches are padded to, where that is planned
         if why_all:
             self.prefix = []
             return
@@ -173,7 +177,9 @@ class Network:
         """
         n = len(self.prefix)
         packed, kept, lengths, answers, targets = pack(self.prefix, rows, indices)
-        place = np.full((max(len(indices), 1), round_up(max(lengths, default=1))), n)
+        exact = Sizes(len(indices), max(lengths, default=1), len(packed), len(answers))
+        sizes = self.shapes.get(exact) or exact.rounded(n)
+        place = np.full((sizes.rows, sizes.longest), n)
         back, at = [], n
         for row, length in enumerate(lengths):
             place[row, :length] = range(at, at + length)
@@ -184,7 +190,7 @@ class Network:
         def array(values: list, size: int, dtype: mx.Dtype = mx.int32) -> mx.array:
             return mx.array(values + [0] * (size - len(values)), dtype)
 
-        size, n_answers = max(round_up(len(packed)), n + PAD_TO), max(round_up(len(answers)), PAD_TO)
+        size, n_answers = sizes.packed, sizes.answers
         x = mx.zeros((0,)) if rows.trunk is None else rows.trunk[array(kept, size)]
         return (x, array(packed, size), mx.array(place), array(back, size - n), array(answers, n_answers),
                 array(targets, n_answers), array(weights, n_answers, mx.float32))  # fmt: skip
@@ -350,7 +356,80 @@ def gelu(x: mx.array) -> mx.array:
 
 
 def round_up(n: int) -> int:
-    return -(-n // PAD_TO) * PAD_TO
+    return max(-(-n // PAD_TO) * PAD_TO, PAD_TO)
+
+
+class Sizes(NamedTuple):
+    """The sizes of a batch's arrays: rows, tokens of the longest without the prefix, packed tokens with it, answer tokens."""
+
+    rows: int
+    longest: int
+    packed: int
+    answers: int
+
+    def rounded(self, prefix: int) -> "Sizes":
+        packed = max(round_up(self.packed), prefix + PAD_TO)
+        return Sizes(max(self.rows, 1), round_up(self.longest), packed, round_up(self.answers))
+
+
+def survey(rows: Rows, prefix: int, batch_size: int, seed: int, iters: int, part: slice = slice(None)) -> Counter[Sizes]:
+    """How often each size occurs in a run; part is this machine's of each batch."""
+    found: Counter[Sizes] = Counter()
+    for indices in islice(training_batches(rows, batch_size, seed, 0), iters):
+        lengths = [len(rows.tokens[i]) - 1 - prefix for i in indices[part]]
+        answers = rows.answer_tokens(indices[part])
+        found[Sizes(len(lengths), max(lengths, default=1), prefix + sum(lengths), answers)] += 1
+    return found
+
+
+def work(sizes: np.ndarray, weights: tuple[int, int, int]) -> np.ndarray:
+    """Multiply-adds of batches of these sizes (..., 4), there and back; weights as `weighed` gives them."""
+    rows, longest, packed, answers = np.moveaxis(np.asarray(sizes, float), -1, 0)
+    layers, head, attention = weights
+    return 2 * (packed * layers + answers * head + rows * longest * longest * attention)
+
+
+def weighed(model: nn.Module) -> tuple[int, int, int]:
+    """Multiply-adds a token needs in all layers, an answer in the head, and a pair of tokens in all layers' attention."""
+    text = getattr(model, "language_model", model)
+    embedding = text.model.embed_tokens.weight
+    layers = sum(w.size for name, w in tree_flatten(text.model.layers) if w.ndim == 2 and "lora" not in name)
+    attention = text.model.layers[0].self_attn
+    return layers, embedding.size, 2 * len(text.model.layers) * attention.n_heads * attention.head_dim
+
+
+def plan(found: Counter[Sizes], weights: tuple[int, int, int], most: int = SHAPES) -> dict[Sizes, Sizes]:
+    """What each size is padded to, so that at most `most` shapes are left, which mx.compile traces once each.
+
+    Two shapes at a time become the one that holds both, those first for which that adds the least work to the run.
+    """
+    shapes = np.array([*found], np.int64).reshape(-1, 4)
+    shapes[:, 0] = np.maximum(shapes[:, 0], 1)
+    counts = np.array([*found.values()], float)
+    alive = np.ones(len(shapes), bool)
+
+    def price(i: int) -> np.ndarray:
+        """What merging shape i with each of the others adds."""
+        merged = work(np.maximum(shapes[i], shapes), weights) * (counts[i] + counts)
+        price = merged - work(shapes[i], weights) * counts[i] - work(shapes, weights) * counts
+        price[~alive] = np.inf
+        price[i] = np.inf
+        return price
+
+    prices = np.array([price(i) for i in range(len(shapes))]).reshape(len(shapes), -1)
+    for _ in range(len(shapes) - most):
+        i, j = np.unravel_index(prices.argmin(), prices.shape)
+        shapes[i], counts[i] = np.maximum(shapes[i], shapes[j]), counts[i] + counts[j]
+        alive[j] = False
+        prices[j], prices[:, j] = np.inf, np.inf
+        prices[i] = prices[:, i] = price(i)
+    exact = np.array([*found], np.int64).reshape(-1, 4)
+    shapes = shapes[alive]
+    for _ in range(20):  # then each size takes the cheapest shape that holds it, and shapes shrink to what they hold
+        holds = (exact[:, None] <= shapes).all(axis=-1)
+        member = np.where(holds, work(shapes, weights), np.inf).argmin(axis=1)
+        shapes = np.array([exact[member == i].max(axis=0, initial=1) for i in range(len(shapes))])
+    return {sizes: Sizes(*shapes[to].tolist()) for sizes, to in zip(found, member, strict=True)}
 
 
 def has_adapter(module: nn.Module) -> bool:
@@ -592,6 +671,11 @@ def evaluate(network: Network, rows: Rows, batch_size: int, n_batches: int, adva
     return mx.distributed.all_sum(total, stream=mx.cpu).item() / tokens
 
 
+def compiles() -> bool:
+    """On a CPU, mx.compile has g++ build every fused kernel, 40 s before the first step, and then gains nothing."""
+    return mx.default_device() != mx.cpu
+
+
 def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], callback=None) -> None:
     """Train from run.iteration to args.iters, saving on the way. Raises Stopped when interrupted, with everything saved.
 
@@ -615,9 +699,12 @@ def train(run: Run, network: Network, train_rows: Rows, valid: dict[str, Rows], 
             gradient = None
         return loss, gradient
 
-    if mx.default_device() != mx.cpu:
-        # On a CPU, mx.compile has g++ build every fused kernel, 40 s before the first step, and then gains nothing.
+    if compiles():
         step = mx.compile(step, inputs=state, outputs=state)
+        if not network.why_all:
+            part = slice(world.rank(), None, world.size())
+            found = survey(train_rows, len(network.prefix), args.batch_size, args.seed, args.iters, part)
+            network.shapes = plan(found, weighed(model))
 
     model.train()
     batches = training_batches(train_rows, args.batch_size, args.seed, run.iteration)

@@ -166,6 +166,39 @@ def test_rows_are_cut_at_max_seq_length_and_dropped_without_an_answer(capsys):
     assert capsys.readouterr().out == "2 rows of train.jsonl have no answer within --max-seq-length 5\n"
 
 
+def test_compiled_steps_give_the_same_bytes(data, tmp_path, monkeypatch):
+    """What a GPU runs, forced on this CPU: MLX's own path, steps compiled, shapes planned."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here, which mx.compile needs on a CPU")
+    monkeypatch.setattr(lora, "network_of", lora.Network)
+    monkeypatch.setattr(lora, "compiles", lambda: True)
+    monkeypatch.setattr(lora, "plan", partial(lora.plan, most=3))
+    traced = []
+    real = lora.Network.loss
+
+    def loss(self, *arrays):
+        if self.model.training:
+            traced.append(tuple(a.shape for a in arrays))
+        return real(self, *arrays)
+
+    monkeypatch.setattr(lora.Network, "loss", loss)
+    compiled = trained(data, tmp_path / "compiled", iters=24)
+    assert len(traced) == len(set(traced)) == 3
+    monkeypatch.setattr(mx, "compile", lambda step, **_: step)
+    assert compiled == trained(data, tmp_path / "plain", iters=24)
+    assert len(traced) == 3 + 24
+
+
+@pytest.mark.parametrize("most", [1, 5, 32])
+def test_planned_shapes_hold_every_batch_and_are_few(most):
+    some = rows(6, *[(1 + i * 7 % 23, 1 + i * 5 % 31) for i in range(200)])
+    found = lora.survey(some, 6, 4, 42, 250)
+    planned = lora.plan(found, (100, 1000, 1), most)
+    assert sum(found.values()) == 250 and planned.keys() == found.keys()
+    assert len(set(planned.values())) == min(most, len(found))
+    assert all(a <= b for exact, shape in planned.items() for a, b in zip(exact, shape, strict=True))
+
+
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (3, 4), (1, 1), (300, 4)])
 def test_every_row_is_trained_once_an_epoch(n, batch_size):
     some = rows(2, *[(1 + i % 7, 1 + i % 5) for i in range(n)])
