@@ -2,7 +2,7 @@
 # Baseline against adapted: loss and perplexity on test.jsonl, and whether the model knows the slang.
 #
 #   ./evaluate.sh
-#   ./evaluate.sh --note "prompt changed"    a remark for the log; other flags go to python -m slang.knowledge
+#   ./evaluate.sh --note "prompt changed"    a remark for the log; other flags go to python -m slang.evaluate
 #   ./evaluate.sh --fail-if-worse            exit with 3 when the adapter does harm
 #   ./evaluate.sh --compare 20251004A 20251004C   two runs side by side, nothing is run
 #   ./evaluate.sh --quick                    leave mlx_lm.lora --test out: its figure is recomputed, in half the time
@@ -32,7 +32,7 @@ quick=
 rest=()
 for argument in "$@"; do
   case "$argument" in
-    --compare) exec python -m slang.knowledge --results "$RESULTS" "$@" ;;
+    --compare) exec python -m slang.evaluate --results "$RESULTS" "$@" ;;
     --quick) quick=yes ;;
     --sample | --sample=*) # mlx_lm.lora --test would take its minutes for all rows
       quick=yes
@@ -61,5 +61,5 @@ if [ -z "$quick" ]; then
   adapted="$(test_loss "$ADAPTER_PATH")"
   rest+=(--test-lines "$baseline" "$adapted")
 fi
-run python -m slang.knowledge --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" \
+run python -m slang.evaluate --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" \
   --ask "${ask[@]}" ${rest[@]+"${rest[@]}"}

@@ -1,4 +1,4 @@
-"""Four choices of every question scored by slang/knowledge.py, against one by one through mlx_lm's public functions.
+"""Four choices of every question scored by slang/evaluate, against one by one through mlx_lm's public functions.
 
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
 model over prompt and choice. The two must agree to 1e-3 nats before their times count.
@@ -8,8 +8,8 @@ Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapte
     40 slangs, 160 choices, largest difference 6.6e-04 nats
                                                   wall s   cpu s   ratio  a slang   all 1046
     mlx_lm, one choice at a time                   123.4    96.6    1.00   2.41 s   42.1 min
-    slang.knowledge, choices                        18.3    12.4    0.13   0.31 s    5.4 min
-    slang.knowledge, choices and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
+    slang.evaluate, choices                         18.3    12.4    0.13   0.31 s    5.4 min
+    slang.evaluate, choices  and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
     the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
 
 (Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s; the ratio is of these.
@@ -26,7 +26,8 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import knowledge, model_files, prompt
+from slang import model_files, prompt
+from slang.evaluate import quiz, scoring
 
 
 class NoBar:
@@ -36,7 +37,7 @@ class NoBar:
 
 def one_by_one(net, tokenizer, items) -> list[list[float]]:
     """Mean NLL in nats of each choice up to <end_of_turn>."""
-    end = tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
+    end = tokenizer.convert_tokens_to_ids(scoring.END_OF_TURN)
     scores = []
     for item in items:
         scores.append([])
@@ -59,12 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     args.model = str(model_files.find(args.model))
     asked = prompt.load(Path(args.adapter_path) / "prompt.toml")
-    rows = {name: knowledge.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
-    items = knowledge.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)
+    rows = {name: quiz.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
+    items = quiz.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)
     total = len(items)
     items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
 
-    model = knowledge.Model(args.model, args.adapter_path)
+    model = scoring.Model(args.model, args.adapter_path)
     net, tokenizer = load(args.model, adapter_path=args.adapter_path)
     if mx.default_device() == mx.cpu:
         net.set_dtype(mx.float32)
@@ -75,17 +76,17 @@ def main(argv: list[str] | None = None) -> int:
     theirs_s = time.perf_counter() - wall, time.process_time() - cpu
 
     sides = {
-        "slang.knowledge, choices": (False, knowledge.in_numpy),
-        "slang.knowledge, choices and greedy answers": (True, knowledge.in_numpy),
+        "slang.evaluate, choices ": (False, scoring.in_numpy),
+        "slang.evaluate, choices  and greedy answers": (True, scoring.in_numpy),
         "the same with MLX's kernels": (True, lambda _: False),
     }
     times = {}
-    for name, (generate, knowledge.in_numpy) in sides.items():
+    for name, (generate, scoring.in_numpy) in sides.items():
         wall, cpu = time.perf_counter(), time.process_time()
-        questions = knowledge.item_questions(model, items)
+        questions = scoring.item_questions(model, items)
         for question in questions:
             question.generate = generate
-        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in knowledge.study(model, "adapted", questions, NoBar())}
+        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in scoring.study(model, "adapted", questions, NoBar())}
         times[name] = (time.perf_counter() - wall, time.process_time() - cpu)
         gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
         if gap > 1e-3:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slang.dictionary import Entry, entries, synonyms  # noqa: E402
-from slang.knowledge import likeness  # noqa: E402
+from slang.evaluate.quiz import likeness  # noqa: E402
 
 LETTERS = "abcdefghij"
 CLOSE = 12  # the wrong headwords are drawn from so many of the likest

@@ -28,8 +28,9 @@ import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import knowledge, lora, prompt
+from slang import lora, prompt
 from slang.dictionary import Entry, entries, key
+from slang.evaluate import quiz, results, scoring
 
 ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
 USUAL = {"forms": 3, "wordings": 2, "layers": "all", "learning_rate": 1e-3, "steps": 120}
@@ -97,19 +98,19 @@ def train(args, asked: prompt.Prompt, slangs: dict, setting: dict, seed: int, fo
 def score(args, asked: prompt.Prompt, slangs: dict, adapter: Path, whos: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """The four figures of the base model, the adapted one, or both."""
     met = records(asked, slangs, 1, [0])
-    items = knowledge.make_items(asked, met, records(asked, slangs, 1, list(range(1, WORDINGS))), 42)
-    new = knowledge.make_items(asked, records(asked, slangs, 1, [WORDINGS]), [], 42)
-    control = knowledge.read(Path("data/control.jsonl"))
-    model = knowledge.Model(args.model, str(adapter))
-    parts = {"items": knowledge.item_questions(model, items), "new": knowledge.item_questions(model, new)}
-    parts["control"] = knowledge.loss_questions(model, control)
+    items = quiz.make_items(asked, met, records(asked, slangs, 1, list(range(1, WORDINGS))), 42)
+    new = quiz.make_items(asked, records(asked, slangs, 1, [WORDINGS]), [], 42)
+    control = quiz.read(Path("data/control.jsonl"))
+    model = scoring.Model(args.model, str(adapter))
+    parts = {"items": scoring.item_questions(model, items), "new": scoring.item_questions(model, new)}
+    parts["control"] = scoring.loss_questions(model, control)
     for question in parts["new"]:
         question.generate = False
     out = {}
     for who in whos:
-        got = {name: sorted(knowledge.study(model, who, questions, NoBar())) for name, questions in parts.items()}
-        judged = [knowledge.judged(model, items[i], losses, answer, knowledge.CHRF()) for i, losses, answer in got["items"]]
-        sums = sum(knowledge.loss_sums(model, parts["control"][i].rests[0], losses[0]) for i, losses, _ in got["control"])
+        got = {name: sorted(scoring.study(model, who, questions, NoBar())) for name, questions in parts.items()}
+        judged = [scoring.judged(model, items[i], losses, answer, scoring.CHRF()) for i, losses, answer in got["items"]]
+        sums = sum(scoring.loss_sums(model, parts["control"][i].rests[0], losses[0]) for i, losses, _ in got["control"])
         out[who] = {
             "choice": float(np.mean([answer["choice"] == 0 for answer in judged])),
             "new": float(np.mean([losses[0].mean() < min(loss.mean() for loss in losses[1:]) for _, losses, _ in got["new"]])),
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
                 seconds = train(args, asked, slangs, setting, seed, Path(name))
                 (Path(name) / "prompt.toml").write_bytes(Path("prompt.toml").read_bytes())
                 first = not rows
-                scores = score(args, asked, slangs, Path(name), knowledge.WHO if first else ("adapted",))
+                scores = score(args, asked, slangs, Path(name), results.WHO if first else ("adapted",))
             n = setting["forms"] * setting["wordings"] * len(slangs)
             new = [{"setting": setting, "seed": seed, "rows": n, "seconds": round(seconds, 1), **scores["adapted"]}]
             if first:

@@ -230,7 +230,7 @@ FLAGS = [
     usage("./fuse.sh --save-path x", "fuse.sh: --save-path: set MODEL, ADAPTER_PATH or FUSED_PATH in its place"),
     usage("{python} -m slang.gguf --check x --questions 0",
           "python -m slang.gguf: error: --questions and --answers have to be 1 or more"),
-    usage("{python} -m slang.knowledge --seed -1", "knowledge.py: error: --seed -1: give a whole number from 0"),
+    usage("{python} -m slang.evaluate --seed -1", "python -m slang.evaluate: error: --seed -1: give a whole number from 0"),
 ]  # fmt: skip
 
 

@@ -1,47 +1,21 @@
-"""What slang/knowledge.py found, to read: a run's figures, verdict and answers as text and as a page.
+"""A run to read: its figures, verdict and answers as text and as a page.
 
 Reads   results/<label>.json
 Writes  results/<label>.html: one page without any request to anywhere
 
-Run as: python -m slang.report 20251004C     make the page again
+Run as: python -m slang.evaluate.page 20251004C     make the page again
 """
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
 from slang import jsonl
-
-WHO = ("baseline", "adapted")
-
-
-class RunError(Exception):
-    """A run that can't be read; the message names it."""
-
-
-def find(name: str, results: Path) -> Path:
-    """The JSON of a run, named by its file or its label, with or without the brackets. Raises RunError when it is not there."""
-    label = re.sub(r"^(\d{8})([A-Z]+)$", r"\1[\2]", name)
-    path = next((path for path in (Path(name), results / f"{label}.json") if path.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(path.stem for path in results.glob("*.json"))) or "none"
-        raise RunError(f"{name}: no such run in {results} (there: {known})")
-    return path
-
-
-def read(path: Path) -> dict:
-    """A run as slang/knowledge.py wrote it. Raises RunError when the file holds something else."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result.keys() >= {"figures", "items", "odd"}:
-            return result
-    except (ValueError, AttributeError):
-        pass
-    raise RunError(f"{path}: not a run of this version of evaluate.sh; evaluate again")
+from slang.errors import UserError
+from slang.evaluate.results import WHO, find, read
 
 
 def show(table: list[dict], names: tuple[str, str] = WHO) -> str:
@@ -87,7 +61,7 @@ def page(result: dict) -> str:
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
     curves = {name: points for name, points in result["training"].items() if points}
     most = [max(column) for column in zip(*(point for points in curves.values() for point in points), strict=True)]
-    return environment.get_template("report.html").render(r=result, data=data, curves=curves, most=most)
+    return environment.get_template("page.html").render(r=result, data=data, curves=curves, most=most)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             with jsonl.replacing(target) as (file,):
                 file.write(page(read(path)).encode())
             print(target)
-    except RunError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

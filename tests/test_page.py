@@ -1,4 +1,4 @@
-"""slang/report.py: a run as text, and as a page in a headless Chromium."""
+"""slang/evaluate/page.py: a run as text, and as a page in a headless Chromium."""
 
 import html
 import json
@@ -13,15 +13,15 @@ import pytest
 from conftest import ROOT, run
 from markupsafe import escape
 from matplotlib import image
-from test_knowledge import result
+from test_evaluate import result
 
-from slang import knowledge, report
+from slang.evaluate import page, results
 
 EVIL = "<script>document.title='owned'</script>"
 
 
 def test_text_has_perplexities_and_the_share_of_the_pad_target():
-    text = report.text(result())
+    text = page.text(result())
     assert "Test loss 2.000, Test ppl 7.389.  pad alone 9.00, 30% of the sum; without it 1.500" in text
     assert "¿Pura vida?\n  baseline  (empty)\n  adapted   Saludo.\n" in text
     loss = next(line for line in text.splitlines() if line.startswith("answer loss, test"))
@@ -37,7 +37,7 @@ def made_page(tmp_path, actions: str = "", n: int = 8):
     made["items"][3]["baseline"]["answer"] = "<img src=x onerror=document.title='owned'> & co."
     made["asked"][0]["question"] = EVIL
     path = tmp_path / "page.html"
-    path.write_text(report.page(knowledge.finite(made)) + f"<script>{actions}</script>", encoding="utf-8")
+    path.write_text(page.page(results.finite(made)) + f"<script>{actions}</script>", encoding="utf-8")
     return path
 
 
@@ -123,9 +123,9 @@ def test_page_fits_wide_and_narrow_light_and_dark(chromium, tmp_path, width, sch
 
 def test_page_is_made_again_from_its_json(tmp_path):
     path = tmp_path / "x.json"
-    path.write_text(json.dumps(knowledge.finite(result())), encoding="utf-8")
-    done = run(sys.executable, "-m", "slang.report", path)
+    path.write_text(json.dumps(results.finite(result())), encoding="utf-8")
+    done = run(sys.executable, "-m", "slang.evaluate.page", path)
     assert done.stdout == f"{tmp_path / 'x.html'}\n" and "<!doctype html>" in (tmp_path / "x.html").read_text(encoding="utf-8")
     assert not (ROOT / "x.html").exists()
-    without = run(sys.executable, "-c", "import slang.report, sys; print(sorted({'mlx', 'numpy'} & set(sys.modules)))")
+    without = run(sys.executable, "-c", "import slang.evaluate.page, sys; print(sorted({'mlx', 'numpy'} & set(sys.modules)))")
     assert without.stdout == "[]\n"  # it reads JSON only

@@ -1,4 +1,4 @@
-"""slang/knowledge.py: the numbers against mlx_lm's own, the rules of drawing questions and intervals, the verdict, two runs."""
+"""slang/evaluate: the numbers against mlx_lm's own, the rules of drawing questions and intervals, the verdict, two runs."""
 
 import copy
 import json
@@ -25,9 +25,12 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
-from slang import knowledge, prompt, report
+from slang import prompt
 from slang.dictionary import Entry, entries, key
-from slang.report import WHO
+from slang.errors import UserError
+from slang.evaluate import __main__ as command
+from slang.evaluate import page, quiz, results, scoring, statistics
+from slang.evaluate.results import WHO
 
 
 class NoBar:
@@ -37,23 +40,21 @@ class NoBar:
 
 @pytest.fixture(scope="module", params=["mlx", "numpy"])
 def tiny(request):
-    """The tiny model without an adapter, in the place of knowledge.Model, computed by MLX and by slang/cpu.py."""
-    model = object.__new__(knowledge.Model)
+    """The tiny model without an adapter, in the place of scoring.Model, computed by MLX and by slang/cpu.py."""
+    model = object.__new__(scoring.Model)
     model.net, model.tokenizer = load(str(ROOT / TINY))
     model.net.set_dtype(mx.float32)
     model.nets = {"baseline": model.net}
-    model.end = model.tokenizer.convert_tokens_to_ids(knowledge.END_OF_TURN)
+    model.end = model.tokenizer.convert_tokens_to_ids(scoring.END_OF_TURN)
     model.stops = {model.end, *model.tokenizer.eos_token_ids}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knowledge, "in_numpy", lambda _: request.param == "numpy")
+        patch.setattr(scoring, "in_numpy", lambda _: request.param == "numpy")
         yield model
 
 
 def heard(model, questions):
-    """The results of knowledge.study in the order of the questions."""
-    return [
-        result[1:] for result in sorted(knowledge.study(model, "baseline", questions, NoBar()), key=lambda result: result[0])
-    ]
+    """The results of scoring.study in the order of the questions."""
+    return [result[1:] for result in sorted(scoring.study(model, "baseline", questions, NoBar()), key=lambda result: result[0])]
 
 
 def rows(*pairs):
@@ -73,10 +74,10 @@ def test_loss_is_mlx_lms_own_with_and_without_the_pad_target(tiny):
     """One pass over batches of unequal rows against mlx_lm.tuner.trainer.default_loss, row by row."""
     records = rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES)))
     records += [{"messages": [{"role": "user", "content": "¿Y?"}, {"role": "assistant", "content": "Nada."}]}]
-    questions = knowledge.loss_questions(tiny, records)
+    questions = scoring.loss_questions(tiny, records)
     for question, (scores, _) in zip(questions, heard(tiny, questions), strict=True):
         asked, rest = question.prompt, question.rests[0][:-1]
-        nll, n_tokens, mlx_nll, mlx_tokens, _ = knowledge.loss_sums(tiny, question.rests[0], scores[0])
+        nll, n_tokens, mlx_nll, mlx_tokens, _ = scoring.loss_sums(tiny, question.rests[0], scores[0])
         batch = mx.array([[*asked, *rest, 0, 0]])
         loss, n = default_loss(tiny.net, batch, mx.array([[len(asked), len(asked) + len(rest)]]))
         assert mlx_tokens == n.item() and mlx_nll / n.item() == pytest.approx(loss.item(), abs=1e-4)
@@ -93,17 +94,17 @@ def test_the_whole_test_loss_is_that_of_mlx_lm_lora_test(tiny, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     *_, test = load_local_dataset(tmp_path, tiny.tokenizer, SimpleNamespace(mask_prompt=True))
     theirs = evaluate(tiny.net, CacheDataset(test), batch_size=1, num_batches=-1)
-    questions = knowledge.loss_questions(tiny, records)
-    sums = sum(knowledge.loss_sums(tiny, q.rests[0], h[0][0]) for q, h in zip(questions, heard(tiny, questions), strict=True))
+    questions = scoring.loss_questions(tiny, records)
+    sums = sum(scoring.loss_sums(tiny, q.rests[0], h[0][0]) for q, h in zip(questions, heard(tiny, questions), strict=True))
     assert sums[2] / sums[3] == pytest.approx(theirs, abs=5e-5)
 
 
 def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
     asked = prompt.load(ROOT / "prompt.toml")
-    items = knowledge.make_items(asked, rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES))), [], seed=1)
-    questions = knowledge.item_questions(tiny, items)
+    items = quiz.make_items(asked, rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES))), [], seed=1)
+    questions = scoring.item_questions(tiny, items)
     for item, (scores, answer) in zip(items, heard(tiny, questions), strict=True):
-        judged = knowledge.judged(tiny, item, scores, answer, CHRF())
+        judged = scoring.judged(tiny, item, scores, answer, CHRF())
         (question,) = tiny.prompts([item.messages])
         for choice, score in zip(item.choices, judged["choice_nll"], strict=True):
             said = [*tiny.tokenizer.encode(choice, add_special_tokens=False), tiny.end]
@@ -111,7 +112,7 @@ def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
             logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             expected = -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).mean().item()
             assert score == pytest.approx(expected, abs=1e-4)
-        tokens, most = list(question), len(question) + knowledge.MAX_ANSWER_TOKENS
+        tokens, most = list(question), len(question) + scoring.MAX_ANSWER_TOKENS
         while (t := mx.argmax(tiny.net(mx.array([tokens]))[0, -1]).item()) not in tiny.stops and len(tokens) < most:
             tokens.append(t)
         assert tiny.tokenizer.decode(tokens[len(question) :]).strip() == judged["answer"]
@@ -120,16 +121,16 @@ def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
 def test_nan_scores_ties_and_silence_are_not_right(tiny):
     item = SimpleNamespace(references=["Uno.", "Dos."])
     for scores in ([math.nan] * 4, [1.0] * 4, [math.nan, 1.0, 2.0, 3.0]):
-        judged = knowledge.judged(tiny, item, [np.array([score]) for score in scores], [], CHRF())
+        judged = scoring.judged(tiny, item, [np.array([score]) for score in scores], [], CHRF())
         assert judged["choice"] != 0 and judged["answer"] == "" and judged["chrf"] == 0 and not judged["exact"]
-    assert knowledge.judged(tiny, item, [np.array([1.0 + i]) for i in range(4)], [300] * 64, CHRF())["capped"]
+    assert scoring.judged(tiny, item, [np.array([1.0 + i]) for i in range(4)], [300] * 64, CHRF())["capped"]
 
 
 def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
     asked = prompt.load(ROOT / "prompt.toml")
     train = rows(*((f"t{i}", f"Trenado{i} conocido{i}.") for i in range(8)))
     unseen = rows(*((f"u{i}", f"Nuevo{i} desconocido{i}.") for i in range(6)))
-    items = knowledge.make_items(asked, train, unseen, seed=3)
+    items = quiz.make_items(asked, train, unseen, seed=3)
     assert [item.seen for item in items] == [True] * 8 + [False] * 6
     for item in items:
         assert all(choice.startswith("Trenado" if item.seen else "Nuevo") for choice in item.choices)
@@ -140,14 +141,14 @@ def test_items_ask_held_out_forms_and_draw_no_synonym():
     asked = prompt.load(ROOT / "prompt.toml")
     pairs = [(f"s{i}", f"Significado{i} especial{i} distinto{i}.") for i in range(30)]
     pairs += [("birra", "Cerveza helada de botella."), ("fría", "Cerveza helada en botella.")]
-    items = knowledge.make_items(asked, rows(*pairs), [], seed=7)
+    items = quiz.make_items(asked, rows(*pairs), [], seed=7)
     assert len(items) == 32 and all(len(set(item.choices)) == 4 for item in items)
     forms = {item.question.replace(item.slang, "{slang}") for item in items}
     assert forms == set(asked.held_out_questions)
     birra = next(item for item in items if item.slang == "birra")
     assert birra.choices[0] == "Cerveza helada de botella." and "Cerveza helada en botella." not in birra.choices
     # the same questions again, and another slang leaves them as they are
-    more = knowledge.make_items(asked, rows(*pairs, ("otro", "Nada parecido.")), [], seed=7)
+    more = quiz.make_items(asked, rows(*pairs, ("otro", "Nada parecido.")), [], seed=7)
     assert {item.slang: item.question for item in items}.items() <= {item.slang: item.question for item in more}.items()
 
 
@@ -156,7 +157,7 @@ def test_slangs_of_one_group_are_no_distractors_of_each_other():
     slangs = ["bote", "tabo", "tarro", "jáquima", "birra", "filo", "guaba", "yurro"]
     pairs = [(slang, f"Significado{i} especial{i} distinto{i}.") for i, slang in enumerate(slangs)]
     for seed in range(20):
-        items = knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(*pairs), [], seed)
+        items = quiz.make_items(prompt.load(ROOT / "prompt.toml"), rows(*pairs), [], seed)
         choices = {item.slang: set(item.choices) for item in items}
         of = dict(pairs)
         assert of["tabo"] not in choices["bote"] and of["bote"] not in choices["tabo"]
@@ -165,35 +166,35 @@ def test_slangs_of_one_group_are_no_distractors_of_each_other():
 
 
 def test_too_few_slangs():
-    with pytest.raises(knowledge.UsageError, match="3 trained slangs are too few for 4 choices; add slangs"):
-        knowledge.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
+    with pytest.raises(UserError, match="3 trained slangs are too few for 4 choices; add slangs"):
+        quiz.make_items(prompt.load(ROOT / "prompt.toml"), rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
 
 
 def test_output_is_a_json_file(capsys):
     with pytest.raises(SystemExit, match="2"):
-        knowledge.main(["--output", "results/x"])
+        command.main(["--output", "results/x"])
     assert capsys.readouterr().err.endswith("--output: results/x is no name of a JSON file; end it in .json\n")
 
 
 def test_label_is_the_next_free_letter_of_the_day(tmp_path):
     day = date(2025, 10, 4)
-    assert knowledge.next_label(tmp_path, day) == "20251004[A]"
+    assert results.next_label(tmp_path, day) == "20251004[A]"
     (tmp_path / "LOG.md").write_text("- 20251004[A]: x\n- 20251004[B]: y\n- 20251003[Z]: z\n")
     (tmp_path / "20251004[C].json").write_text("{}")
-    assert knowledge.next_label(tmp_path, day) == "20251004[D]"
+    assert results.next_label(tmp_path, day) == "20251004[D]"
     (tmp_path / "LOG.md").write_text("".join(f"20251004[{c}]" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    assert knowledge.next_label(tmp_path, day) == "20251004[AA]"
+    assert results.next_label(tmp_path, day) == "20251004[AA]"
 
 
 def test_log_keeps_what_a_person_wrote():
     text = "# Mi bitácora\n\nHola.\n\n## Baseline\n\n- 20251004[A]: `x`\n\n## After fine-tuning\n\n- 20251004[B]: `y`\nnota\n"
-    text = knowledge.log_entry(text, "## Baseline", "- new")
-    text = knowledge.log_entry(text, "## After fine-tuning", "- newer")
+    text = results.log_entry(text, "## Baseline", "- new")
+    text = results.log_entry(text, "## After fine-tuning", "- newer")
     assert text == (
         "# Mi bitácora\n\nHola.\n\n## Baseline\n\n- 20251004[A]: `x`\n- new\n\n"
         "## After fine-tuning\n\n- 20251004[B]: `y`\nnota\n- newer\n"
     )
-    assert knowledge.log_entry("", "## Baseline", "- a") == "# Results\n\n## Baseline\n\n- a\n"
+    assert results.log_entry("", "## Baseline", "- a") == "# Results\n\n## Baseline\n\n- a\n"
 
 
 def test_a_batch_gives_each_row_what_it_gets_alone(tiny):
@@ -203,7 +204,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone(tiny):
     whole = [[2, *random.integers(300, 1000, n).tolist()] for n in (2 * window, window + 7, 9)]
     alone = [tiny.net(mx.array([tokens]))[0] for tokens in whole]
     cuts = (window + 5, 1, 8)
-    batch = knowledge.Batch(len(tiny.net.layers), len(whole))
+    batch = scoring.Batch(len(tiny.net.layers), len(whole))
     batch.read(tiny.net, [tokens[:cut] for tokens, cut in zip(whole, cuts, strict=True)])
     order = [2, 0, 1, 0]
     got = batch.take(order).read(tiny.net, [whole[i][cuts[i] :] for i in order])
@@ -220,17 +221,17 @@ def test_a_batch_gives_each_row_what_it_gets_alone(tiny):
 
 def test_log_table_stands_above_and_takes_a_row_a_run():
     cells = ["20251004[A]", "a | note\nof two lines", "tiny", "6", "9.0 -> 2.0", "0.250 -> 1.000", "1.0 -> 2.0", ""]
-    text = knowledge.log_row("# Mi bitácora\n\nHola.\n\n## Baseline\n\n- x\n", cells)
+    text = results.log_row("# Mi bitácora\n\nHola.\n\n## Baseline\n\n- x\n", cells)
     row = "| 20251004[A] | a \\| note of two lines | tiny | 6 | 9.0 -> 2.0 | 0.250 -> 1.000 | 1.0 -> 2.0 |  |\n"
-    table = f"{knowledge.COLUMNS}\n| --- | --- | --- | --- | --- | --- | --- | --- |\n{row}"
+    table = f"{results.COLUMNS}\n| --- | --- | --- | --- | --- | --- | --- | --- |\n{row}"
     assert text == f"# Mi bitácora\n\n{table}\nHola.\n\n## Baseline\n\n- x\n"
-    assert knowledge.log_row(text, cells) == text.replace(row, row + row)
-    assert knowledge.log_row("", cells).startswith(f"# Results\n\n{table}")
+    assert results.log_row(text, cells) == text.replace(row, row + row)
+    assert results.log_row("", cells).startswith(f"# Results\n\n{table}")
 
 
 def test_control_rows_are_everyday_spanish_without_slang():
     """Phrases only: slangs of one word (azul, gato) are everyday words in another sense too."""
-    records = knowledge.read(ROOT / "data" / "control.jsonl")
+    records = quiz.read(ROOT / "data" / "control.jsonl")
     slangs = {key(e.slang) for e in entries(ROOT / "data" / "source_augmented.txt") if isinstance(e, Entry)}
     phrases = [f" {slang} " for slang in slangs if len(slang.split()) > 1]
     assert len(records) >= 60 and len({r["messages"][0]["content"] for r in records}) == len(records)
@@ -280,7 +281,7 @@ def test_a_whole_run(adapter, data, tmp_path, capsys):
     """Into --output; the recomputed test loss is mlx_lm.lora's to the fourth decimal, of both models."""
     output = tmp_path / "results" / "x.json"
     flags = ["--model", str(ROOT / TINY), "--adapter-path", str(adapter), "--data", str(data), "--output", str(output)]
-    status = knowledge.main([*flags, "--note", "a note", "--ask", "pura vida", "--fail-if-worse"])
+    status = command.main([*flags, "--note", "a note", "--ask", "pura vida", "--fail-if-worse"])
     printed, errors = capsys.readouterr()
     assert errors == "" and sorted(path.name for path in output.parent.iterdir()) == ["LOG.md", "x.html", "x.json"]
     saved = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # neither NaN nor Infinity
@@ -312,7 +313,7 @@ def test_a_sample_says_so_in_every_figure(adapter, data, tmp_path, capsys):
     """The same slangs again, and the same figures of them as in the whole run."""
     flags = ["--model", str(ROOT / TINY), "--adapter-path", str(adapter), "--data", str(data)]
     for name, more in (("whole", []), ("few", ["--sample", "6"]), ("again", ["--sample", "6"])):
-        assert knowledge.main([*flags, *more, "--output", str(tmp_path / name / "x.json")]) == 0
+        assert command.main([*flags, *more, "--output", str(tmp_path / name / "x.json")]) == 0
     printed = capsys.readouterr().out
     whole, few, again = (json.loads((tmp_path / name / "x.json").read_text()) for name in ("whole", "few", "again"))
     assert few["sample"] == "a sample of 6 of 13 slangs" and whole["sample"] is None
@@ -327,7 +328,7 @@ def test_a_sample_says_so_in_every_figure(adapter, data, tmp_path, capsys):
         for who in WHO:
             assert item[who]["choice_nll"] == pytest.approx(by_slang[item["slang"]][who]["choice_nll"], abs=1e-4)
     with pytest.raises(SystemExit, match="2"):
-        knowledge.main(["--sample", "0"])
+        command.main(["--sample", "0"])
     assert capsys.readouterr().err.endswith("--sample 0: give a whole number from 1\n")
 
 
@@ -380,7 +381,7 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
     losses = {
         name: {
             who: {f"s{i}": [(2.0 if who == "baseline" else level) * 5 + i % 3, 5, 20.0, 7, 9.0] for i in range(n)}
-            for who in knowledge.WHO
+            for who in results.WHO
         }
         for name, level in (("test", 1.0), ("eval", 0.5), ("control", 2.0 * control))
     }
@@ -401,7 +402,7 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
                 "pad_loss": 9.0,
                 "without_pad": 1.5,
             }
-            for who in knowledge.WHO
+            for who in results.WHO
         },
         "asked": [{"question": "¿Pura vida?", "baseline": "", "adapted": "Saludo."}],
         "training": {"train": [[0, 3.0], [50, 1.0]], "valid": [[50, 1.5]]},
@@ -413,9 +414,11 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
 
 def judged(made: dict) -> dict:
     losses = {name: tuple(by.values()) for name, by in made["losses"].items()}
-    made["figures"] = knowledge.figures(losses, [(i["seen"], i["baseline"], i["adapted"]) for i in made["items"]], made["seed"])
-    made["verdict"], made["because"] = knowledge.verdict(made["figures"], made["items"])
-    made["odd"] = knowledge.odd(made["items"])
+    made["figures"] = statistics.figures(
+        losses, [(i["seen"], i["baseline"], i["adapted"]) for i in made["items"]], made["seed"]
+    )
+    made["verdict"], made["because"] = statistics.verdict(made["figures"], made["items"])
+    made["odd"] = statistics.odd(made["items"])
     return made
 
 
@@ -423,10 +426,10 @@ def test_bootstrap_is_over_slangs():
     """Ten slangs, five of them mended: the interval is that of ten draws."""
     ones = np.ones(10)
     base, adapted = np.zeros(10), np.array([1.0] * 5 + [0.0] * 5)
-    row = knowledge.figure("x", (base, ones), (adapted, ones), seed=1)
+    row = statistics.figure("x", (base, ones), (adapted, ones), seed=1)
     assert row["difference"] == 0.5 and row["n"] == 10
     assert row["low"] == pytest.approx(0.2, abs=0.05) and row["high"] == pytest.approx(0.8, abs=0.05)
-    weighted = knowledge.figure("x", ([8.0, 1.0], [4.0, 1.0]), ([4.0, 1.0], [4.0, 1.0]), seed=1)
+    weighted = statistics.figure("x", ([8.0, 1.0], [4.0, 1.0]), ([4.0, 1.0], [4.0, 1.0]), seed=1)
     assert weighted["baseline"] == pytest.approx(9 / 5) and weighted["adapted"] == 1.0
 
 
@@ -457,12 +460,12 @@ def test_a_loss_that_is_no_number_is_worse_and_the_files_stay_valid():
     made = result()
     made["losses"]["test"]["adapted"]["s0"][0] = float("nan")
     made = judged(made)
-    assert made["verdict"] == "worse" and "diverged" in made["because"] and "nan" in report.text(made)
-    clean = knowledge.finite(made)
+    assert made["verdict"] == "worse" and "diverged" in made["because"] and "nan" in page.text(made)
+    clean = results.finite(made)
     json.dumps(clean, allow_nan=False)
-    assert "not a number" in report.page(clean)
+    assert "not a number" in page.page(clean)
     made["losses"]["test"]["baseline"]["s0"][0] = float("nan")
-    with pytest.raises(knowledge.UsageError, match="the base model's loss is not a number; set MODEL to another"):
+    with pytest.raises(UserError, match="the base model's loss is not a number; set MODEL to another"):
         judged(made)
 
 
@@ -472,23 +475,23 @@ def test_empty_and_endless_answers_are_counted():
     made["items"][1]["baseline"]["capped"] = made["items"][2]["baseline"]["capped"] = True
     made = judged(made)
     assert made["odd"] == ["baseline: 2 of 40 answers cut off: they never stopped", "adapted: 1 of 40 answers empty"]
-    assert "adapted: 1 of 40 answers empty" in report.text(made)
+    assert "adapted: 1 of 40 answers empty" in page.text(made)
 
 
 def test_training_log_is_read_tolerantly(tmp_path):
     path = tmp_path / "log.jsonl"
-    assert knowledge.training(path) == {"train": [], "valid": []}
+    assert results.training(path) == {"train": [], "valid": []}
     path.write_text(
         '{"iteration": 10, "train_loss": 2.5}\n\nnot JSON\n[1]\n{"iteration": 10, "val_loss": 3}\n{"train_loss": null}\n'
     )
-    assert knowledge.training(path) == {"train": [[10.0, 2.5]], "valid": [[10.0, 3.0]]}
+    assert results.training(path) == {"train": [[10.0, 2.5]], "valid": [[10.0, 3.0]]}
 
 
 # ------------------------------------------------------------------------------------------------------------- compare
 
 
 def compare(folder, *labels):
-    return run(sys.executable, "-m", "slang.knowledge", "--results", folder, "--compare", *labels)
+    return run(sys.executable, "-m", "slang.evaluate", "--results", folder, "--compare", *labels)
 
 
 def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
