@@ -29,7 +29,7 @@ from slang import prompt
 from slang.dictionary import Entry, entries, key
 from slang.errors import UserError
 from slang.evaluate import __main__ as command
-from slang.evaluate import page, quiz, results, scoring, statistics
+from slang.evaluate import measure, page, quiz, results, scoring, statistics
 from slang.evaluate.results import WHO
 
 
@@ -74,10 +74,10 @@ def test_loss_is_mlx_lms_own_with_and_without_the_pad_target(tiny):
     """One pass over batches of unequal rows against mlx_lm.tuner.trainer.default_loss, row by row."""
     records = rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES)))
     records += [{"messages": [{"role": "user", "content": "¿Y?"}, {"role": "assistant", "content": "Nada."}]}]
-    questions = scoring.loss_questions(tiny, records)
+    questions = measure.loss_questions(tiny, records)
     for question, (scores, _) in zip(questions, heard(tiny, questions), strict=True):
         asked, rest = question.prompt, question.rests[0][:-1]
-        nll, n_tokens, mlx_nll, mlx_tokens, _ = scoring.loss_sums(tiny, question.rests[0], scores[0])
+        nll, n_tokens, mlx_nll, mlx_tokens, _ = measure.loss_sums(tiny, question.rests[0], scores[0])
         batch = mx.array([[*asked, *rest, 0, 0]])
         loss, n = default_loss(tiny.net, batch, mx.array([[len(asked), len(asked) + len(rest)]]))
         assert mlx_tokens == n.item() and mlx_nll / n.item() == pytest.approx(loss.item(), abs=1e-4)
@@ -94,24 +94,39 @@ def test_the_whole_test_loss_is_that_of_mlx_lm_lora_test(tiny, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     *_, test = load_local_dataset(tmp_path, tiny.tokenizer, SimpleNamespace(mask_prompt=True))
     theirs = evaluate(tiny.net, CacheDataset(test), batch_size=1, num_batches=-1)
-    questions = scoring.loss_questions(tiny, records)
-    sums = sum(scoring.loss_sums(tiny, q.rests[0], h[0][0]) for q, h in zip(questions, heard(tiny, questions), strict=True))
+    questions = measure.loss_questions(tiny, records)
+    sums = sum(measure.loss_sums(tiny, q.rests[0], h[0][0]) for q, h in zip(questions, heard(tiny, questions), strict=True))
     assert sums[2] / sums[3] == pytest.approx(theirs, abs=5e-5)
 
 
-def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
+def likelihood(tiny, chat, text):
+    """Mean NLL in nats of an answer and its <end_of_turn>, one pass of the model over chat and answer."""
+    (question,) = tiny.prompts([chat])
+    said = [*tiny.tokenizer.encode(text, add_special_tokens=False), tiny.end]
+    logits = tiny.net(mx.array([[*question, *said]]))[0, len(question) - 1 : -1]
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).mean().item()
+
+
+def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
+    """Each meaning behind its question, less the same behind the neutral one; and what the base model picks when it is told."""
     asked = prompt.load(ROOT / "prompt.toml")
-    items = quiz.make_items(asked, rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES))), [], seed=1)
-    questions = scoring.item_questions(tiny, items)
-    for item, (scores, answer) in zip(items, heard(tiny, questions), strict=True):
-        judged = scoring.judged(tiny, item, scores, answer, CHRF())
+    trained = rows(*((f"slang {i}", text) for i, text in enumerate(SENTENCES)))
+    new = rows(*((f"slang {i}", f"Con otras palabras, {text.lower()}") for i, text in enumerate(SENTENCES)))
+    items = quiz.make_items(asked, trained, new, seed=1)
+    quizzes = measure.quiz_questions(tiny, items)
+    found = heard(tiny, [ask.question for ask in quizzes])
+    measure.judge(tiny, items, [(ask, *result) for ask, result in zip(quizzes, found, strict=True)], "baseline", CHRF())
+    for item in items:
+        judged = item.answers["baseline"]
+        assert set(item.quizzes) == set(quiz.QUIZZES)
+        for name, choices in item.quizzes.items():
+            expected = [likelihood(tiny, item.neutral, c) - likelihood(tiny, item.messages, c) for c in choices]
+            assert judged["gains"][name] == pytest.approx(expected, abs=2e-4)
+        for name in (quiz.NEW, quiz.NEW + quiz.CLOSE):
+            told = [likelihood(tiny, item.neutral, c) - likelihood(tiny, item.told, c) for c in item.quizzes[name]]
+            assert item.told_picks[name] == int(np.argmax(told))
         (question,) = tiny.prompts([item.messages])
-        for choice, score in zip(item.choices, judged["choice_nll"], strict=True):
-            said = [*tiny.tokenizer.encode(choice, add_special_tokens=False), tiny.end]
-            logits = tiny.net(mx.array([[*question, *said]]))[0, len(question) - 1 : -1]
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            expected = -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).mean().item()
-            assert score == pytest.approx(expected, abs=1e-4)
         tokens, most = list(question), len(question) + scoring.MAX_ANSWER_TOKENS
         while (t := mx.argmax(tiny.net(mx.array([tokens]))[0, -1]).item()) not in tiny.stops and len(tokens) < most:
             tokens.append(t)
@@ -119,11 +134,40 @@ def test_choices_and_answers_are_those_of_one_question_at_a_time(tiny):
 
 
 def test_nan_scores_ties_and_silence_are_not_right(tiny):
-    item = SimpleNamespace(references=["Uno.", "Dos."])
+    choices = ["Uno.", "Dos.", "Tres.", "Cuatro."]
+    item = SimpleNamespace(references=["Uno.", "Dos."], quizzes={quiz.TRAINED: choices})
+    neutral = dict.fromkeys(choices, 2.0)
     for scores in ([math.nan] * 4, [1.0] * 4, [math.nan, 1.0, 2.0, 3.0]):
-        judged = scoring.judged(tiny, item, [np.array([score]) for score in scores], [], CHRF())
-        assert judged["choice"] != 0 and judged["answer"] == "" and judged["chrf"] == 0 and not judged["exact"]
-    assert scoring.judged(tiny, item, [np.array([1.0 + i]) for i in range(4)], [300] * 64, CHRF())["capped"]
+        judged = measure.judged(tiny, item, dict(zip(choices, scores, strict=True)), neutral, [], CHRF())
+        assert judged["picks"][quiz.TRAINED] != 0 and judged["answer"] == "" and judged["chrf"] == 0
+        assert not judged["exact"] and not judged["right"] and not judged["whole"]
+    scores = {choice: 1.0 + i for i, choice in enumerate(choices)}
+    assert measure.judged(tiny, item, scores, neutral, [300] * 64, CHRF())["capped"]
+
+
+def test_a_likely_sentence_is_not_taken_for_knowledge():
+    """It is likelier than the right one behind the question, and just as much behind the neutral one."""
+    scores = {"Right.": 3.0, "Likely.": 1.0, "B.": 4.0, "C.": 5.0}
+    neutral = {"Right.": 4.0, "Likely.": 1.0, "B.": 4.0, "C.": 5.0}
+    assert measure.picked(list(scores), scores, neutral)[0] == 0
+    assert measure.picked(list(scores), scores, dict.fromkeys(scores, 4.0))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("Cerveza de cualquier marca.", True),
+        ("¡Qué bonito!", True),
+        ("cerveza de cualquier marca.", False),
+        ("Cerveza de cualquier", False),
+        ("Cerveza.", False),
+        ("Una casa de la casa de la casa de la casa.", False),
+        ("", False),
+    ],
+)
+def test_whole_sentences(text, whole):
+    assert measure.is_whole(text, capped=False) == whole
+    assert not measure.is_whole(text, capped=True)
 
 
 def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
@@ -133,20 +177,25 @@ def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
     items = quiz.make_items(asked, train, unseen, seed=3)
     assert [item.seen for item in items] == [True] * 8 + [False] * 6
     for item in items:
-        assert all(choice.startswith("Trenado" if item.seen else "Nuevo") for choice in item.choices)
-        assert item.references == item.choices[:1]
+        assert all(choice.startswith("Trenado" if item.seen else "Nuevo") for choice in item.candidates())
+        assert set(item.quizzes) == (
+            {quiz.TRAINED, quiz.TRAINED + quiz.CLOSE} if item.seen else {quiz.NEW, quiz.NEW + quiz.CLOSE}
+        )
+        assert item.references == next(iter(item.quizzes.values()))[:1]
 
 
 def test_items_ask_held_out_forms_and_draw_no_synonym():
     asked = prompt.load(ROOT / "prompt.toml")
     pairs = [(f"s{i}", f"Significado{i} especial{i} distinto{i}.") for i in range(30)]
-    pairs += [("birra", "Cerveza helada de botella."), ("fría", "Cerveza helada en botella.")]
+    pairs += [("yy", "Cerveza helada de botella."), ("zz", "Cerveza helada en botella.")]
     items = quiz.make_items(asked, rows(*pairs), [], seed=7)
-    assert len(items) == 32 and all(len(set(item.choices)) == 4 for item in items)
+    assert len(items) == 32 and all(len(set(item.quizzes[quiz.TRAINED])) == 4 for item in items)
     forms = {item.question.replace(item.slang, "{slang}") for item in items}
     assert forms == set(asked.held_out_questions)
-    birra = next(item for item in items if item.slang == "birra")
-    assert birra.choices[0] == "Cerveza helada de botella." and "Cerveza helada en botella." not in birra.choices
+    like = next(item for item in items if item.slang == "yy")
+    choices, close = like.quizzes[quiz.TRAINED], like.quizzes[quiz.TRAINED + quiz.CLOSE]
+    assert choices[0] == close[0] == "Cerveza helada de botella."
+    assert "Cerveza helada en botella." not in choices and "Cerveza helada en botella." in close
     # the same questions again, and another slang leaves them as they are
     more = quiz.make_items(asked, rows(*pairs, ("otro", "Nada parecido.")), [], seed=7)
     assert {item.slang: item.question for item in items}.items() <= {item.slang: item.question for item in more}.items()
@@ -158,7 +207,7 @@ def test_slangs_of_one_group_are_no_distractors_of_each_other():
     pairs = [(slang, f"Significado{i} especial{i} distinto{i}.") for i, slang in enumerate(slangs)]
     for seed in range(20):
         items = quiz.make_items(prompt.load(ROOT / "prompt.toml"), rows(*pairs), [], seed)
-        choices = {item.slang: set(item.choices) for item in items}
+        choices = {item.slang: set(item.candidates()) for item in items}
         of = dict(pairs)
         assert of["tabo"] not in choices["bote"] and of["bote"] not in choices["tabo"]
         assert not choices["tarro"] & {of["bote"], of["tabo"], of["jáquima"]}
@@ -288,9 +337,11 @@ def test_a_whole_run(adapter, data, tmp_path, capsys):
     assert printed.splitlines()[-3].startswith(f"{saved['verdict']}: {saved['because']}")
     assert "| x | a note | " in (output.parent / "LOG.md").read_text(encoding="utf-8")
     n = {row["figure"]: row["n"] for row in saved["figures"]}
-    scores = ("choice accuracy", "answer chrF", "exact answers")
-    assert n == {"answer loss, test.jsonl": 5, "answer loss, eval.jsonl": 8, "control loss": 64,
-                 **dict.fromkeys(scores, 8), **{f"{name}, unseen slangs": 5 for name in scores}}  # fmt: skip
+    trained = {f"{statistics.CHOICE}{name}": 8 for name in (quiz.TRAINED, quiz.TRAINED + quiz.CLOSE)}
+    new = {f"{statistics.CHOICE}{name}, unseen slangs": 5 for name in (quiz.NEW, quiz.NEW + quiz.CLOSE)}
+    answers = dict.fromkeys(statistics.SCORES, 8) | {f"{name}, unseen slangs": 5 for name in statistics.SCORES}
+    losses = {"answer loss, test.jsonl": 5, "answer loss, eval.jsonl": 8, "control loss": 64}
+    assert n == losses | trained | new | answers
 
     if adapter.parent.name.startswith("nan"):
         assert (status, saved["verdict"]) == (3, "worse") and saved["because"].startswith("the adapted model's loss is not a")
@@ -326,7 +377,8 @@ def test_a_sample_says_so_in_every_figure(adapter, data, tmp_path, capsys):
     by_slang = {item["slang"]: item for item in whole["items"]}
     for item in few["items"]:
         for who in WHO:
-            assert item[who]["choice_nll"] == pytest.approx(by_slang[item["slang"]][who]["choice_nll"], abs=1e-4)
+            for name, gains in item[who]["gains"].items():
+                assert gains == pytest.approx(by_slang[item["slang"]][who]["gains"][name], abs=1e-4)
     with pytest.raises(SystemExit, match="2"):
         command.main(["--sample", "0"])
     assert capsys.readouterr().err.endswith("--sample 0: give a whole number from 1\n")
@@ -358,11 +410,12 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
     def side(i: int, right: bool) -> dict:
         return {
             "answer": f"Respuesta {i} {right}.",
-            "choice": 0 if right else 1 + i % 3,
-            "choice_nll": [float(x) for x in random.random(4)],
+            "picks": {quiz.TRAINED: 0 if right else 1 + i % 3},
+            "gains": {quiz.TRAINED: [float(x) for x in random.random(4)]},
             "chrf": 80.0 if right else 10.0 + i,
             "right": right,
             "exact": right,
+            "whole": True,
             "capped": False,
         }
 
@@ -370,7 +423,8 @@ def result(n: int = 40, adapted_right: float = 0.9, control: float = 1.0, seed: 
         {
             "slang": f"modismo{i}",
             "question": f'¿Qué es "modismo{i}"?',
-            "choices": [f"Bueno {i}.", "Malo.", "Feo.", "Raro."],
+            "quizzes": {quiz.TRAINED: [f"Bueno {i}.", "Malo.", "Feo.", "Raro."]},
+            "told_picks": {},
             "references": [f"Bueno {i}.", f"Muy bueno {i}."],
             "seen": True,
             "baseline": side(i, i % 4 == 0),
@@ -437,7 +491,8 @@ def test_the_four_verdicts_and_what_they_say():
     better = result()
     assert better["verdict"] == "better"
     assert re.fullmatch(
-        r"choice accuracy 0\.250 -> 0\.900 \(\+0\.650, 95 % interval \+0\.\d{3} to \+0\.\d{3}, 40 slangs\)", better["because"]
+        r"choice accuracy, trained wording 0\.250 -> 0\.900 \(\+0\.650, 95 % interval \+0\.\d{3} to \+0\.\d{3}, 40 slangs\)",
+        better["because"],
     )
     assert result(adapted_right=0.0)["verdict"] == "worse"
     same = result(adapted_right=0.25)
@@ -502,25 +557,27 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     done = compare(tmp_path, "20251004A", "20251004[C]")
     assert done.returncode == 0 and done.stderr == ""
     row = next(line for line in done.stdout.splitlines() if line.startswith("choice accuracy")).split()
-    assert row[2:5] == ["0.500", "0.900", "+0.400"] and row[-1] == "40"
+    assert row[4:7] == ["0.500", "0.900", "+0.400"] and row[-1] == "40"
     assert done.stdout.splitlines()[-1] == "Same data, prompt, base model and questions."
 
     b["prompt"]["sha256"], b["data"]["test"] = "other", "other"
     b["items"] = b["items"][:30]
-    b["items"][0]["question"], b["items"][1]["choices"][1], b["items"][2]["seen"] = "¿Y?", "Otro.", False
+    b["items"][0]["question"], b["items"][2]["seen"] = "¿Y?", False
+    b["items"][1]["quizzes"][quiz.TRAINED][1] = "Otro."
     b["items"][4]["references"] = b["items"][5]["references"] = ["Otro."]
     (tmp_path / "20251004[C].json").write_text(json.dumps(b), encoding="utf-8")
     done = compare(tmp_path, "20251004A", "20251004C")
     assert done.stdout.splitlines()[-1] == (
         "Not like with like: the prompts differ; test.jsonl differs; 10 slangs of 20251004[A] are left out; 1 of 30 slangs "
-        "were asked another question, and are left out; 1 of 30 slangs had other choices, and are left out of choice accuracy; "
-        "2 of 30 slangs have other known meanings, and are left out of chrF and exact answers; 1 of 30 slangs were trained in "
-        "one of the two only, and count as unseen."
+        "were asked another question, and are left out; 1 of 30 slangs had other choices, and are left out of the choice "
+        "accuracy that they differ in; 2 of 30 slangs have other known meanings, and are left out of chrF, right and exact "
+        "answers; 1 of 30 slangs were trained in one of the two only, and count as unseen."
     )
-    n = {line[:34].strip(): int(line.split()[-1]) for line in done.stdout.splitlines() if "[" in line and "[A]" not in line}
-    scores = ("choice accuracy", "answer chrF", "exact answers")
-    assert n == {"answer loss, eval.jsonl": 40, "control loss": 40, **dict(zip(scores, (27, 26, 26), strict=True)),
-                 **{f"{name}, unseen slangs": 1 for name in scores}}  # fmt: skip
+    n = {line[:50].strip(): int(line.split()[-1]) for line in done.stdout.splitlines() if "[" in line and "[A]" not in line}
+    choice = statistics.CHOICE + quiz.TRAINED
+    seen = {choice: 27, "right answers": 26, "exact answers": 26, "answer chrF": 26, "whole sentences": 28}
+    unseen = {f"{name}, unseen slangs": 1 for name in seen}
+    assert n == {"answer loss, eval.jsonl": 40, "control loss": 40} | seen | unseen
 
     done = compare(tmp_path, "20251004A", "20251004B")
     assert (done.returncode, done.stdout) == (1, "")

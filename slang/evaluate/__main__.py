@@ -8,8 +8,11 @@ What is measured, and on what (n is the number of slangs; every interval is a pa
 
   test loss        test.jsonl, the number of `mlx_lm.lora --test`: it counts a pad token as a target of every row
   answer loss      test.jsonl and eval.jsonl, mean NLL in nats over the answer's tokens and the closing <end_of_turn>
-  choice accuracy  each trained slang, asked in a held-out question form: does one of its meanings get a higher mean
-                   log-probability per token than three meanings of other slangs? Chance is 0.25
+  choice accuracy  each slang, asked in a held-out question form: which of four meanings gains most by the question, one of its
+                   own or three of other slangs? In wordings that no training met, and in trained ones; the others drawn at
+                   random, or close to it. Gain is log-probability per token less that behind a neutral question. Chance is
+                   0.25; beside the new wordings stands what the base model reaches when its prompt has the trained ones
+  right answers    the greedy answer to the same question is a meaning of that slang: word for word, or chrF 80 and more
   chrF, exact      the greedy answer to the same question against all meanings of that slang
   control loss     control.jsonl, everyday Spanish: what the adapter damaged
 
@@ -31,7 +34,7 @@ import numpy as np
 from slang import jsonl, model_files, prompt
 from slang.dictionary import key, told
 from slang.errors import UserError
-from slang.evaluate import page, quiz, results, scoring, statistics
+from slang.evaluate import measure, page, quiz, results, scoring, statistics
 from slang.evaluate.results import WHO
 
 
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     model = scoring.Model(args.model, args.adapter_path)
-    losses, answers = scoring.measure(model, items, sets, [asked.chat(question) for question in questions])
+    losses, answers = measure.measure(model, items, sets, [asked.chat(question) for question in questions])
     sums = {who: np.sum(list(losses["test"][who].values()), axis=0) for who in WHO}
     recomputed = {who: float(sums[who][2] / sums[who][3]) for who in WHO}
     said = [f"Test loss {loss:.3f}, Test ppl {statistics.ppl(loss):.3f}." for loss in recomputed.values()]
@@ -135,12 +138,13 @@ def run(args: argparse.Namespace) -> int:
                  for who, line in zip(WHO, lines, strict=True)},
         "asked": [{"question": q, **a} for q, a in zip(questions, answers, strict=True)],
         "losses": losses,
-        "items": [{"slang": i.slang, "question": i.question, "choices": i.choices, "references": i.references,
-                   "seen": i.seen, **i.answers} for i in items],
+        "items": [{"slang": i.slang, "question": i.question, "quizzes": i.quizzes, "references": i.references,
+                   "seen": i.seen, "told_picks": i.told_picks, **i.answers} for i in items],
     }  # fmt: skip
     pairs = [(i.seen, *(i.answers[who] for who in WHO)) for i in items]
     both = {name: tuple(by[who] for who in WHO) for name, by in losses.items()}
     result["figures"] = statistics.figures(both, pairs, args.seed)
+    statistics.ceilings(result["figures"], result["items"])
     result["verdict"], result["because"] = statistics.verdict(result["figures"], result["items"])
     result["odd"] = statistics.odd(result["items"])
     result["training"] = results.training(adapter / "log.jsonl")

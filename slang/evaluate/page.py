@@ -15,17 +15,20 @@ from jinja2 import Environment, FileSystemLoader
 
 from slang import jsonl
 from slang.errors import UserError
+from slang.evaluate.quiz import QUIZZES
 from slang.evaluate.results import WHO, find, read
 
 
 def show(table: list[dict], names: tuple[str, str] = WHO) -> str:
     """The table as text: losses with their perplexity."""
-    lines = [f"{'':34}{names[0]:>12}{names[1]:>12}  difference, 95 % interval{'n':>9}"]
+    lines = [f"{'':50}{names[0]:>10}{names[1]:>10}  difference, 95 % interval{'n':>9}"]
     for row in table:
         interval = f"{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-        lines.append(f"{row['figure']:34}{row['baseline']:12.3f}{row['adapted']:12.3f}  {interval:28}{row['n']:7}")
+        lines.append(f"{row['figure']:50}{row['baseline']:10.3f}{row['adapted']:10.3f}  {interval:28}{row['n']:7}")
         if "ppl" in row:
-            lines.append(f"{row['figure'].replace('loss', 'ppl'):34}{row['ppl'][0]:12.1f}{row['ppl'][1]:12.1f}")
+            lines.append(f"{row['figure'].replace('loss', 'ppl'):50}{row['ppl'][0]:10.1f}{row['ppl'][1]:10.1f}")
+        if "ceiling" in row:
+            lines.append(f"{'  the base model, told the meanings':50}{row['ceiling']:10.3f}")
     return "\n".join(lines)
 
 
@@ -56,7 +59,10 @@ def page(result: dict) -> str:
     )
     rows = []
     for item in result["items"]:
-        sides = [(a["answer"], a["chrf"], a["right"], item["choices"][a["choice"]]) for a in (item[who] for who in WHO)]
+        quiz = next(name for name in QUIZZES if name in item["quizzes"])
+        choices = item["quizzes"][quiz]
+        answers = [item[who] for who in WHO]
+        sides = [(a["answer"], a["chrf"], a["picks"][quiz] == 0, choices[a["picks"][quiz]]) for a in answers]
         rows.append([item["slang"], item["question"], item["references"], *sides[0], *sides[1], item["seen"]])
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
     curves = {name: points for name, points in result["training"].items() if points}

@@ -1,5 +1,8 @@
 """What is asked: the slangs, the question forms and the meanings to choose from. No MLX.
 
+A quiz is one right meaning among four. All four were trained in these words (TRAINED), or none was (NEW). The other three
+belong to slangs drawn at random of those that mean something else, or to the three likest that are no synonyms (CLOSE).
+
 Reads the records of data/{train,valid,test}.jsonl. Every draw follows from a seed and the slang, so that the same data give the
 same questions.
 """
@@ -18,21 +21,32 @@ from slang.dictionary import Problem, key, synonyms
 from slang.errors import UserError
 
 N_CHOICES = 4
-SYNONYM = 0.2  # likeness above which a slang's meaning is no fair distractor
+ALIKE = 0.2  # likeness from which on a slang's meaning is no easy distractor
+NEW, TRAINED = "new wording", "trained wording"  # of the right meaning and of the others
+CLOSE = ", close"  # the others are the three likest slangs that are no synonyms
+QUIZZES = (NEW, NEW + CLOSE, TRAINED, TRAINED + CLOSE)
+NOTHING = "eso"  # what the neutral question asks about
 SYNONYMS = Path(__file__).parent.parent.parent / "data/synonyms.txt"
 
 
 @dataclass
 class Item:
-    """One slang, asked once: its four choices (the right one first) and all its meanings."""
+    """One slang, asked once: its quizzes, all its meanings, and the chats that a score is measured against."""
 
     slang: str
     question: str
-    choices: list[str]
+    quizzes: dict[str, list[str]]  # by its name in QUIZZES: the right meaning, then three of other slangs
     references: list[str]
     seen: bool  # in train.jsonl
     messages: prompt.Messages = field(repr=False)
-    answers: dict[str, dict] = field(default_factory=dict)  # "baseline", "adapted" -> answer, choice, chrf, exact
+    neutral: prompt.Messages = field(repr=False)  # the same question about nothing in particular
+    told: prompt.Messages = field(repr=False)  # the same question behind the meanings that training has
+    answers: dict[str, dict] = field(default_factory=dict)  # "baseline", "adapted" -> what scoring.judged says
+    told_picks: dict[str, int] = field(default_factory=dict)  # what the base model picks when it is told: the ceiling
+
+    def candidates(self) -> list[str]:
+        """Every meaning that comes up in its quizzes."""
+        return sorted({text for texts in self.quizzes.values() for text in texts})
 
 
 def read(path: Path) -> list[dict]:
@@ -75,47 +89,87 @@ def same_meaning() -> dict[str, set[str]]:
     return same
 
 
+@dataclass
+class Table:
+    """The slangs of some data, in alphabetical order, and what there is to choose from."""
+
+    names: dict[str, str]  # as they are spelled, by what `key` makes of them
+    trained: dict[str, list[str]]  # wordings in train.jsonl
+    new: dict[str, list[str]]  # wordings that are not
+
+    @property
+    def slangs(self) -> list[str]:
+        return sorted(self.names)
+
+    def meanings(self, slang: str) -> list[str]:
+        return sorted({*self.trained[slang], *self.new[slang]})
+
+
+def read_table(train: list[dict], others: list[dict]) -> Table:
+    """Slangs and wordings of the trained records and of the others."""
+    table = Table({}, defaultdict(list), defaultdict(list))
+    for records, wordings in ((train, table.trained), (others, table.new)):
+        for record in records:
+            slang, meaning = key(jsonl.slang(record)), jsonl.answer(record)
+            table.names.setdefault(slang, jsonl.slang(record))
+            if meaning not in wordings[slang] and meaning not in table.trained[slang]:
+                wordings[slang].append(meaning)
+    for wordings in (table.trained, table.new):
+        for slang in table.names:
+            wordings[slang].sort()
+    return table
+
+
 def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
     """One item a slang, trained ones and others, in alphabetical order; the same for the same seed and data.
 
-    Each slang is asked in one held-out question form; the right choice is a trained meaning where the slang was trained.
+    Each slang is asked in one held-out question form. Raises UserError where there are too few slangs to choose from.
     """
-    names: dict[str, str] = {}
-    meanings: dict[str, dict[str, None]] = defaultdict(dict)
-    trained: dict[str, dict[str, None]] = defaultdict(dict)
-    for record in [*train, *others]:
-        slang = key(jsonl.slang(record))
-        names.setdefault(slang, jsonl.slang(record))
-        meanings[slang][jsonl.answer(record)] = None
-    for record in train:
-        trained[key(jsonl.slang(record))][jsonl.answer(record)] = None
-
-    slangs = sorted(names)
-    like = likeness([list(meanings[slang]) for slang in slangs])
-    seen = np.array([slang in trained for slang in slangs])
-    same, number = same_meaning(), {slang: i for i, slang in enumerate(slangs)}
+    table = read_table(train, others)
+    slangs = table.slangs
+    like = likeness([table.meanings(slang) for slang in slangs])
+    seen = np.array([bool(table.trained[slang]) for slang in slangs])
+    same = same_meaning()
     # A number of its own for each slang: one added to the dictionary leaves the others' questions as they were.
     digests = [hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest() for slang in slangs]
     codes = np.frombuffer(b"".join(digests), np.uint64)
     items = []
     for i, slang in enumerate(slangs):
         random = np.random.default_rng(int(codes[i]))
+        apart = np.array([other not in same[slang] and other != slang for other in slangs])
         # Distractors are trained as the slang is, so that being familiar does not give the right one away, nor hide it.
-        others = seen if seen[i] or (~seen).sum() < N_CHOICES else ~seen
-        others = others & (np.arange(len(slangs)) != i)
-        others[[number[other] for other in same[slang] if other in number]] = False
-        if others.sum() < N_CHOICES - 1:
+        group = apart & (seen if seen[i] or (~seen).sum() < N_CHOICES else ~seen)
+        if group.sum() < N_CHOICES - 1:
             raise UserError(f"{seen.sum()} trained slangs are too few for {N_CHOICES} choices; add slangs to the dictionary")
-        fair = others & (like[i] < SYNONYM)
-        fair = np.flatnonzero(fair if fair.sum() >= N_CHOICES - 1 else others)
-        drawn = fair[np.argsort((codes[fair] ^ codes[i]) * np.uint64(0x9E3779B97F4A7C15))[: N_CHOICES - 1]]
-        choices = []
-        for j in (i, *drawn):
-            texts = sorted(trained.get(slangs[j]) or meanings[slangs[j]])
-            choices.append(texts[random.integers(len(texts))])
-        messages = asked.ask(names[slang], int(random.integers(len(asked.held_out_questions))), held_out=True)
-        references = sorted(meanings[slang])
-        items.append(Item(names[slang], messages[-1]["content"], choices, references, slang in trained, messages))
+        quizzes: dict[str, list[str]] = {}
+        for name, wordings in ((NEW, table.new), (TRAINED, table.trained)):
+            pool = group & np.array([bool(wordings[other]) for other in slangs])
+            if not wordings[slang] or pool.sum() < N_CHOICES - 1:
+                continue
+            fair = pool & (like[i] < ALIKE)
+            easy = np.flatnonzero(fair if fair.sum() >= N_CHOICES - 1 else pool)
+            easy = easy[np.argsort((codes[easy] ^ codes[i]) * np.uint64(0x9E3779B97F4A7C15))]
+            close = np.flatnonzero(pool)
+            close = close[np.argsort(-like[i][close], kind="stable")]
+            for quiz, drawn in ((name, easy), (name + CLOSE, close)):
+                four = [slangs[j] for j in (i, *drawn[: N_CHOICES - 1])]
+                quizzes[quiz] = [wordings[other][random.integers(len(wordings[other]))] for other in four]
+            quizzes[name + CLOSE][0] = quizzes[name][0]
+        form = int(random.integers(len(asked.held_out_questions)))
+        messages = asked.ask(table.names[slang], form, held_out=True)
+        question = messages[-1]["content"]
+        items.append(
+            Item(
+                table.names[slang],
+                question,
+                quizzes,
+                table.meanings(slang),
+                bool(seen[i]),
+                messages,
+                asked.ask(NOTHING, form, held_out=True),
+                asked.chat(f"{table.names[slang]}: {' '.join(table.trained[slang])}\n\n{question}"),
+            )
+        )
     return items
 
 

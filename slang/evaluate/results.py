@@ -13,11 +13,12 @@ from slang.errors import UserError
 
 WHO = ("baseline", "adapted")
 HEADINGS = {"baseline": "## Baseline", "adapted": "## After fine-tuning"}
-COLUMNS = "| run | note | model | slangs | answer ppl | choice accuracy | chrF | control loss |"
+COLUMNS = "| run | note | model | slangs | answer ppl | new wording | trained wording | right answers | control loss |"
 CELLS = {  # of the figures in COLUMNS
     "answer loss, test.jsonl": "{ppl[0]:.1f} -> {ppl[1]:.1f}",
-    "choice accuracy": "{baseline:.3f} -> {adapted:.3f}",
-    "answer chrF": "{baseline:.1f} -> {adapted:.1f}",
+    "choice accuracy, new wording": "{baseline:.3f} -> {adapted:.3f}",
+    "choice accuracy, trained wording": "{baseline:.3f} -> {adapted:.3f}",
+    "right answers": "{baseline:.3f} -> {adapted:.3f}",
     "control loss": "{baseline:.3f} -> {adapted:.3f}",
 }
 
@@ -36,9 +37,9 @@ def read(path: Path) -> dict:
     """A run as evaluate.sh wrote it. Raises UserError when the file holds something else."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result.keys() >= {"figures", "items", "odd"}:
+        if result.keys() >= {"figures", "items", "odd"} and "quizzes" in result["items"][0]:
             return result
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, LookupError, TypeError):
         pass
     raise UserError(f"{path}: not a run of this version of evaluate.sh; evaluate again")
 

@@ -3,9 +3,7 @@
 On a CPU slang/cpu.py computes it in numpy where it can, elsewhere MLX does.
 """
 
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +14,9 @@ from huggingface_hub import snapshot_download
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load, load_model
-from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
-from slang import cpu, jsonl, prompt
-from slang.dictionary import key
-from slang.evaluate.quiz import Item
-from slang.evaluate.results import WHO
+from slang import cpu, prompt
 
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
 # Questions answered together in numpy. A step of few rows takes as long as one of 50, since every weight is read anyway; the
@@ -303,84 +297,3 @@ def score(net: nn.Module, batch: Batch, questions: list[Question]) -> Scores:
         for (row, n), loss, rest in zip(part, losses, rests, strict=True):
             scores[row][n] = loss[: len(rest)]
     return scores
-
-
-def loss_questions(model: Model, rows: list[dict]) -> list[Question]:
-    """Each record's answer behind its question, with the pad token that `mlx_lm.lora --test` counts as a target too.
-
-    mlx_lm's mask reaches one past the row's last token (mlx_lm.tuner.trainer.default_loss).
-    """
-    chats = [row["messages"] for row in rows]
-    prompts = model.prompts([chat[:-1] for chat in chats])
-    return [Question(asked, [[*rest, 0]]) for asked, rest in zip(prompts, model.rests(chats, prompts), strict=True)]
-
-
-def loss_sums(model: Model, rest: list[int], loss: np.ndarray) -> np.ndarray:
-    """(NLL, tokens) of the answer with its <end_of_turn>, (NLL, tokens) as mlx_lm counts them, NLL of the pad target."""
-    n = rest.index(model.end) + 1
-    return np.array([loss[:n].sum(), n, loss.sum(), len(rest), loss[-1]], np.float64)
-
-
-def item_questions(model: Model, items: list[Item]) -> list[Question]:
-    """Each item with its four choices, up to <end_of_turn>, to be scored, and to be answered."""
-    prompts = model.prompts([item.messages for item in items])
-    said = sorted({choice for item in items for choice in item.choices})
-    chats = [[*items[0].messages, {"role": "assistant", "content": choice}] for choice in said]  # a choice is tokenised once
-    whole = zip(said, model.rests(chats, [prompts[0]] * len(said)), strict=True)
-    rests = {choice: rest[: rest.index(model.end) + 1] for choice, rest in whole}
-    return [Question(asked, [rests[c] for c in i.choices], True) for asked, i in zip(prompts, items, strict=True)]
-
-
-def judged(model: Model, item: Item, losses: list[np.ndarray], answer: list[int], chrf: CHRF) -> dict:
-    """What an item's scores and answer are worth. NaN scores, and a tie, are not right."""
-    scores = [float(loss.mean()) for loss in losses]
-    choice = 0 if scores[0] < min(scores[1:]) else 1 + int(np.argmin(scores[1:]))
-    text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    return {
-        "answer": text,
-        "choice": choice,
-        "choice_nll": scores,
-        "right": choice == 0,
-        "chrf": chrf.sentence_score(text, item.references).score if text else 0.0,
-        "exact": key(text) in {key(reference) for reference in item.references},
-        "capped": len(answer) >= MAX_ANSWER_TOKENS,
-    }
-
-
-def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: list[prompt.Messages]) -> tuple[dict, list]:
-    """Fill `item.answers`; return the losses {set: {who: {slang: sums}}} and the answers to `asks`, a dict by who each."""
-    parts = {name: loss_questions(model, rows) for name, rows in sets.items()}
-    parts["items"] = item_questions(model, items)
-    parts["asks"] = [Question(tokens, [], True) for tokens in model.prompts(asks)]
-    where = [(name, i) for name, questions in parts.items() for i in range(len(questions))]
-    questions = [parts[name][i] for name, i in where]
-    losses: dict = {name: {who: {} for who in WHO} for name in sets}
-    answers: list[dict[str, str]] = [{} for _ in asks]
-    chrf = CHRF()
-
-    def run(who: str) -> None:
-        for n, scores, answer in study(model, who, questions, bar):
-            name, i = where[n]
-            if name == "items":
-                items[i].answers[who] = judged(model, items[i], scores, answer, chrf)
-            elif name == "asks":
-                answers[i][who] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
-            else:
-                slang, sums = key(jsonl.slang(sets[name][i])), loss_sums(model, questions[n].rests[0], scores[0])
-                losses[name][who][slang] = (losses[name][who].get(slang, 0) + sums).tolist()
-
-    def run_beside(who: str) -> None:
-        with mx.stream(mx.new_stream(mx.cpu)):
-            run(who)
-
-    with tqdm(total=2 * len(questions), unit="question", disable=None, leave=False) as bar:
-        if mx.default_device() == mx.cpu and not in_numpy(model.nets["adapted"]):  # MLX computes on one core; two models on two
-            # Ctrl-C ends the process at once: Python would first wait for the threads, and nothing is written yet.
-            handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(run_beside, WHO))
-            signal.signal(signal.SIGINT, handler)
-        else:
-            for who in WHO:
-                run(who)
-    return {name: {w: {k: by[w][k] for k in sorted(by[w])} for w in WHO} for name, by in losses.items()}, answers

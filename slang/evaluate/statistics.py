@@ -5,12 +5,14 @@ import math
 import numpy as np
 
 from slang.errors import UserError
+from slang.evaluate.quiz import NEW, QUIZZES, TRAINED
 from slang.evaluate.results import WHO
 
 DRAWS = 10_000  # of the bootstrap
 HARM = 1.10  # control loss above this many times the baseline's is harm done
-SCORES = {"choice accuracy": "right", "answer chrF": "chrf", "exact answers": "exact"}
-JUDGED_BY = {"right": "choices", "chrf": "references", "exact": "references"}
+CHOICE = "choice accuracy, "  # and the name of the quiz
+HEADLINES = (CHOICE + NEW, CHOICE + TRAINED, f"{CHOICE}{NEW}, unseen slangs")  # what the verdict goes by
+SCORES = {"right answers": "right", "exact answers": "exact", "answer chrF": "chrf", "whole sentences": "whole"}
 
 
 def ppl(loss: float) -> float:
@@ -48,12 +50,30 @@ def figures(losses: dict[str, tuple[dict, dict]], items: list[tuple[bool, dict, 
         table.append(row | {"ppl": [ppl(row["baseline"]), ppl(row["adapted"])]})
     for trained, suffix in ((True, ""), (False, ", unseen slangs")):
         group = [answers for seen, *answers in items if seen == trained]
-        for name, score in SCORES.items():
-            pairs = [[answer[score] for answer in answers] for answers in group if all(score in answer for answer in answers)]
+        for name in (*(CHOICE + quiz for quiz in QUIZZES), *SCORES):
+            pairs = [[worth(name, answer) for answer in answers] for answers in group]
+            pairs = [pair for pair in pairs if None not in pair]
             if pairs:
                 values = [(side, [1.0] * len(pairs)) for side in zip(*pairs, strict=True)]
                 table.append(figure(name + suffix, *values, seed))
     return table
+
+
+def worth(name: str, answer: dict) -> float | None:
+    """What an answer counts in a figure, None where it has no part in it."""
+    if name in SCORES:
+        return answer.get(SCORES[name])
+    pick = answer["picks"].get(name.removeprefix(CHOICE))
+    return None if pick is None else float(pick == 0)
+
+
+def ceilings(table: list[dict], items: list[dict]) -> None:
+    """Write beside the new wordings' figures what the base model reaches that has the trained wordings in its prompt."""
+    for row in table:
+        quiz = row["figure"].removeprefix(CHOICE)
+        told = [item["told_picks"][quiz] == 0 for item in items if quiz in item["told_picks"]]
+        if told:
+            row["ceiling"] = float(np.mean(told))
 
 
 def verdict(table: list[dict], items: list[dict]) -> tuple[str, str]:
@@ -62,26 +82,35 @@ def verdict(table: list[dict], items: list[dict]) -> tuple[str, str]:
     Raises UserError when there is nothing to be better than.
     """
     rows = {row["figure"]: row for row in table}
-    control, choice = rows.get("control loss"), rows["choice accuracy"]
+    control = rows.get("control loss")
+    choices = [row for name, row in rows.items() if name in HEADLINES]
     if not all(math.isfinite(row["baseline"]) for row in table):
         raise UserError("the base model's loss is not a number; set MODEL to another, a bfloat16 one for instance")
     if not all(math.isfinite(row["adapted"]) for row in table):
         return "worse", "the adapted model's loss is not a number: training diverged; train again with a lower --learning-rate"
     pairs = [[item[who] for who in WHO] for item in items]
-    nlls = [[answer["choice_nll"] for answer in side] for side in zip(*pairs, strict=True)]
-    if all(b["answer"] == a["answer"] for b, a in pairs) and np.allclose(*nlls, rtol=0, atol=1e-6):
+    gains = [
+        [gain for answer in side for four in answer["gains"].values() for gain in four] for side in zip(*pairs, strict=True)
+    ]
+    if all(b["answer"] == a["answer"] for b, a in pairs) and np.allclose(*gains, rtol=0, atol=1e-6):
         return "no better", "the adapter does not change the model's output; train longer, or set ADAPTER_PATH to another"
-    says = "choice accuracy {baseline:.3f} -> {adapted:.3f} ({difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
-    because = f"{says}, {{n}} slangs)".format(**choice)
+    because = "; ".join(map(said, choices))
     harm = control and control["low"] > 0 and control["adapted"] > HARM * control["baseline"]
     if harm:
         because += f"; everyday Spanish suffers: control loss {control['baseline']:.3f} -> {control['adapted']:.3f}"
         because += f" ({control['adapted'] / control['baseline'] - 1:+.0%}); try a lower --learning-rate or fewer --iters"
-    if choice["high"] < 0:
-        return "worse", because
-    if choice["low"] > 0:
+    if any(row["low"] > 0 for row in choices):
         return ("mixed" if harm else "better"), because
+    if any(row["high"] < 0 for row in choices):
+        return "worse", because
     return ("worse" if harm else "no better"), because + ("" if harm else "; train longer or on more wordings")
+
+
+def said(row: dict) -> str:
+    """A choice figure in words."""
+    says = "{figure} {baseline:.3f} -> {adapted:.3f} ({difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {n} slangs"
+    ceiling = "; told the meanings, the base model reaches {ceiling:.3f}" if "ceiling" in row else ""
+    return (says + ceiling + ")").format(**row)
 
 
 def odd(items: list[dict]) -> list[str]:
@@ -93,7 +122,12 @@ def odd(items: list[dict]) -> list[str]:
 
 def comparable(item: dict, other: dict) -> dict:
     """What an item's adapted answer is worth, as far as the other's was judged by the same."""
-    return {score: item["adapted"][score] for score, by in JUDGED_BY.items() if item[by] == other[by]}
+    adapted = item["adapted"]
+    same = {name for name, choices in item["quizzes"].items() if choices == other["quizzes"].get(name)}
+    kept = {"picks": {name: pick for name, pick in adapted["picks"].items() if name in same}, "whole": adapted["whole"]}
+    if item["references"] == other["references"]:
+        kept |= {score: adapted[score] for score in ("right", "exact", "chrf")}
+    return kept
 
 
 def compare(a: dict, b: dict) -> tuple[list[dict], list[str]]:
@@ -113,8 +147,8 @@ def compare(a: dict, b: dict) -> tuple[list[dict], list[str]]:
     left_out = {r["label"]: len(r["items"]) - len(pairs) for r in (a, b)}
     notes += [f"{n} slangs of {label} are left out" for label, n in left_out.items() if n]
     for what, does, name in (("were asked another question", "are left out", "question"),
-                             ("had other choices", "are left out of choice accuracy", "choices"),
-                             ("have other known meanings", "are left out of chrF and exact answers", "references"),
+                             ("had other choices", "are left out of the choice accuracy that they differ in", "quizzes"),
+                             ("have other known meanings", "are left out of chrF, right and exact answers", "references"),
                              ("were trained in one of the two only", "count as unseen", "seen")):  # fmt: skip
         if n := sum(x[name] != y[name] for x, y in pairs):
             notes.append(f"{n} of {len(pairs)} slangs {what}, and {does}")
