@@ -44,24 +44,25 @@ from mlx_lm.cli_ui import TrainUI, make_console, print_lora_run_header, rprint
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.gemma3_text import clip_residual
 from mlx_lm.tuner.callbacks import get_reporting_callbacks
-from mlx_lm.tuner.datasets import load_dataset
+from mlx_lm.tuner.datasets import ChatDataset, load_dataset
 from mlx_lm.tuner.trainer import grad_checkpoint
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters, print_trainable_parameters
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
 from slang import cpu, jsonl, model_files, prompt
-from slang.dictionary import told
+from slang.dictionary import Problem, told
 
 PAD_TO = 8  # tokens, where shapes are not planned
 CHUNK = 32  # batches that are sorted by length together
 SHAPES = 32  # of a run's batches, where steps are compiled: each is traced, and its kernels and buffers are kept
 LOGITS = 2**25  # computed at a time: 128 answer tokens with Gemma 3's vocabulary, 134 MB
+EVERYDAY = 0.25  # rows of everyday language for one of the dictionary's, at most
 OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor}
 # Flags that may change between a run and its --resume; with any other the result would be another one.
-FREE = {"adapter_path", "clear_cache_threshold", "config", "data", "early_stop", "iters", "keep", "model", "project_name",
-        "prompt", "report_to", "resume", "save_every", "steps_per_report", "stock_loss", "test", "test_batches", "train",
-        "trust_remote_code"}  # fmt: skip
+FREE = {"adapter_path", "clear_cache_threshold", "config", "data", "early_stop", "epochs", "everyday", "iters", "keep", "model",
+        "project_name", "prompt", "report_to", "resume", "save_every", "steps_per_report", "stock_loss", "test", "test_batches",
+        "train", "trust_remote_code"}  # fmt: skip
 # The least that a flag may be; where that is -1, all, it may not be 0.
 LEAST = {"seed": 0, "early_stop": 0, "num_layers": -1, "test_batches": -1, "val_batches": -1,
          **dict.fromkeys(("batch_size", "grad_accumulation_steps", "iters", "max_seq_length", "save_every", "steps_per_eval",
@@ -97,6 +98,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def add(self, other: "Rows", count: int) -> None:
+        """Take in the first rows of another set."""
+        self.tokens += other.tokens[:count]
+        self.starts += other.starts[:count]
 
     def answer_tokens(self, rows) -> int:
         return sum(len(self.tokens[i]) - self.starts[i] for i in rows)
@@ -760,7 +766,9 @@ def validate(run: Run, network: Network, valid: dict[str, Rows], ui: UI, check, 
             losses[name] = evaluate(network, rows, args.batch_size, args.val_batches, advance, check)
     took = time.perf_counter() - start
     run.validated, run.valid_loss = run.iteration, losses["val_loss"]
-    if run.valid_loss < run.best_loss:
+    if run.iteration == 0:
+        pass  # nothing was learnt yet, so there is nothing to keep
+    elif run.valid_loss < run.best_loss:
         run.best_loss, run.best_iteration, run.best, run.without_gain = run.valid_loss, run.iteration, run.adapter(), 0
     else:
         run.without_gain += 1
@@ -804,7 +812,10 @@ def build_parser():
     )
     p.add_argument("--resume", action="store_true", default=None, help="Go on from the state saved in --adapter-path.")
     p.add_argument("--keep", choices=["best", "last"], default=None,
-                   help="What adapters.safetensors holds: the best by validation loss (default) or the last.")  # fmt: skip
+                   help="What adapters.safetensors holds: the last (default), or the best by validation loss.")  # fmt: skip
+    p.add_argument("--epochs", type=float, metavar="N", help="Passes over the training rows; --iters counts steps and wins.")
+    p.add_argument("--everyday", metavar="FILE",
+                   help="Chat rows that are trained too, lest the model forget the rest of its language.")  # fmt: skip
     p.add_argument("--early-stop", type=int, metavar="N", help="Stop after N validations without a better loss.")
     p.add_argument("--stock-loss", action="store_true", default=None,
                    help="Report mlx_lm.lora's number too, which counts a pad token as a target of every row.")  # fmt: skip
@@ -828,7 +839,10 @@ def parse(argv: list[str] | None) -> types.SimpleNamespace:
             raise UsageError(f"{args['config']}:{line.line + 1 if line else 1}: not valid YAML; mend the line") from None
         if not isinstance(config, dict):
             raise UsageError(f"{args['config']}: no settings in it; write one a line, such as iters: 100")
-    defaults = {**stock.CONFIG_DEFAULTS, "resume": False, "keep": "best", "early_stop": 0, "stock_loss": False, "prompt": None}
+    ours = {"resume": False, "keep": "last", "early_stop": 0, "stock_loss": False, "prompt": None, "everyday": None}
+    defaults = {**stock.CONFIG_DEFAULTS, **ours}
+    if args["iters"] is None and "iters" not in config and (args["epochs"] or config.get("epochs")):
+        del defaults["iters"]  # it follows from the rows, which are still to be read
     for values in (config, defaults):
         args.update({k: v for k, v in values.items() if args.get(k) is None})
     if problem := out_of_range(args):
@@ -838,8 +852,13 @@ def parse(argv: list[str] | None) -> types.SimpleNamespace:
 
 def out_of_range(args: dict) -> str | None:
     """The first flag, or setting of the YAML file, that no run can have, with what it may be; or None."""
+    epochs = args["epochs"]
+    if epochs is not None and not (type(epochs) in (int, float) and 0 < epochs < math.inf):
+        return f"--epochs {epochs}: give a number above 0, such as 5"
     for name, least in LEAST.items():
         value = args[name]
+        if name == "iters" and value is None:
+            continue
         if type(value) is not int or value < least or (least == -1 and value == 0) or value >= 2**63:
             all_too = ", or -1 for all" if least == -1 else ""
             return f"--{name.replace('_', '-')} {value}: give a whole number from {max(least, 1 if all_too else 0)}{all_too}"
@@ -911,7 +930,24 @@ def trunk_fits(network: Network, sets: list[Rows], args) -> bool:
     return needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 8
 
 
-def train_model(args, model: nn.Module, train_set, valid_set) -> None:
+def everyday_rows(args, tokenizer) -> ChatDataset | None:
+    """The chats of --everyday, with the system prompt that the other rows have: it shall not stand for slang alone.
+
+    Raises UsageError naming the first line that can't be used.
+    """
+    if not args.everyday:
+        return None
+    system = [{"role": "system", "content": prompt.load(args.prompt).system}] if args.prompt else []
+    chats = []
+    for record in jsonl.records(args.everyday):
+        if isinstance(record, Problem):
+            raise UsageError(str(record))
+        messages = [message for message in record[3]["messages"] if message["role"] != "system"]
+        chats.append({"messages": system + messages})
+    return ChatDataset(chats, tokenizer, mask_prompt=args.mask_prompt)
+
+
+def train_model(args, model: nn.Module, train_set, valid_set, everyday_set=None) -> None:
     """Train, save and say what came out; the model then has the adapter of adapters.safetensors."""
     base = fingerprint(model)
     dtypes = build(args, model)
@@ -919,6 +955,11 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
         cpu.to_float32(model)  # MLX multiplies bf16 matrices about 18 times slower on a CPU
     rows = Rows(train_set, args.max_seq_length, "train")
     valid = {"val_loss": Rows(valid_set, args.max_seq_length, "valid")} if len(valid_set) else {}
+    everyday = Rows(everyday_set or [], args.max_seq_length, args.everyday)
+    n_everyday = min(len(everyday), math.ceil(len(rows) * EVERYDAY))
+    rows.add(everyday, n_everyday)
+    if args.iters is None:
+        args.iters = math.ceil(args.epochs * len(rows) / args.batch_size)
     if not rows.tokens or any(not len(r) for r in valid.values()):
         raise UsageError(f"{args.data}: no row has an answer within --max-seq-length {args.max_seq_length}; raise it")
     network = network_of(model, common_prefix(rows, *valid.values()), why_all(args, model), args.grad_checkpoint)
@@ -949,6 +990,9 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
         if args.grad_checkpoint:
             grad_checkpoint(model.layers[0])
     else:
+        passes = args.iters * args.batch_size / len(rows)
+        more = f", {n_everyday} of them everyday language" if n_everyday else ""
+        rprint(f"{args.iters} steps of {args.batch_size} rows: {passes:.1f} epochs of the {len(rows)} rows{more}")
         rprint(f"{len(rows)} rows share their first {len(network.prefix)} tokens, which are computed once per batch")
         if args.lora_parameters["dropout"]:
             rprint("Dropout: a batch's rows share its noise on the common prefix, with the same gradient on average")
@@ -979,8 +1023,6 @@ def train_model(args, model: nn.Module, train_set, valid_set) -> None:
         best = f"Best iteration {run.best_iteration} (valid loss {run.best_loss:.3f}), " if run.best else ""
         last = f"last {run.iteration}" + (f" ({run.valid_loss:.3f})" if run.best else "")
         print(f"{best}{last}; {held}; {speed}")
-        if run.best and run.best_iteration == 0:
-            print("No step lowered the valid loss; a lower --learning-rate may, or more rows")
 
 
 def test_model(args, model: nn.Module, test_set) -> None:
@@ -1004,7 +1046,7 @@ def run(args) -> None:
     except ValueError as error:
         raise UsageError(f"{args.data}: {error}") from None
     if args.train:
-        train_model(args, model, train_set, valid_set)
+        train_model(args, model, train_set, valid_set, everyday_rows(args, tokenizer))
     elif args.adapter_path != "":
         load_adapters(model, args.adapter_path)
     if mx.default_device() == mx.cpu:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import random
 import shutil
 import signal
@@ -260,7 +261,7 @@ def whole(data, tmp_path_factory) -> Path:
 def test_a_run_writes_what_mlx_lm_writes_and_its_own(whole, capsys):
     names = {path.name for path in whole.iterdir()}
     numbered = {f"{n:07d}_adapters.safetensors" for n in (3, 6, 9, 12)}
-    best = {"adapters.safetensors", "adapters_last.safetensors"}
+    best = {"adapters.safetensors", "adapters_best.safetensors"}
     assert names == numbered | best | {"adapter_config.json", "resume.safetensors", "log.jsonl", "loss.svg", ".lock"}
     assert list(losses(whole, "train_loss")) == [2, 4, 6, 8, 10, 12, 13]
     assert list(losses(whole, "val_loss")) == [0, 5, 10, 13]
@@ -285,7 +286,7 @@ def test_resumed_is_equal_byte_for_byte(data, tmp_path, monkeypatch, more):
     monkeypatch.setattr(lora.Interrupt, "check", stop)
     parted = flags(data, tmp_path / "parts", config=dropout(tmp_path), **more)
     assert [lora.main([*parted, "--resume"]) for _ in range(4)] == [130, 130, 130, 0]
-    for name in ("adapters.safetensors", "adapters_last.safetensors", "0000012_adapters.safetensors"):
+    for name in ("adapters.safetensors", "adapters_best.safetensors", "0000012_adapters.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "parts/adapters.safetensors").read_bytes() == expected
     assert losses(tmp_path / "parts", "val_loss") == losses(tmp_path / "whole", "val_loss")
@@ -358,7 +359,7 @@ def test_killed_at_random_moments_and_resumed_is_equal_byte_for_byte(data, whole
 
 def test_an_adapter_to_begin_with(data, whole, tmp_path, capsys):
     """--resume-adapter-file: the loss begins where that adapter's ended; one of other shapes, or cut off, is refused."""
-    begin = {"resume_adapter_file": whole / "adapters_last.safetensors", "iters": 1}
+    begin = {"resume_adapter_file": whole / "adapters.safetensors", "iters": 1}
     trained(data, tmp_path / "a", **begin)
     assert losses(tmp_path / "a", "val_loss")[0] == pytest.approx(losses(whole, "val_loss")[13], abs=1e-5)
     cut = tmp_path / "cut.safetensors"
@@ -449,6 +450,37 @@ def test_the_best_is_kept_and_the_last_beside_it(data, tmp_path, capsys, monkeyp
     assert (tmp_path / "best/adapters_last.safetensors").read_bytes() == last != best
 
 
+def test_before_the_first_step_there_is_nothing_to_keep(data, tmp_path, monkeypatch):
+    """However low the loss of the untrained adapter is: it is an adapter that does nothing."""
+    monkeypatch.setattr(lora, "evaluate", scores(0.5, 2.0, 3.0, 4.0))
+    trained(data, tmp_path / "a", keep="best", save_every=5)
+    kept = (tmp_path / "a/adapters.safetensors").read_bytes()
+    assert kept == (tmp_path / "a/0000005_adapters.safetensors").read_bytes()
+
+
+def test_epochs_are_counted_in_rows(data, tmp_path, capsys):
+    rows = len((data / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    for batch_size in (1, 4, 7):
+        trained(data, tmp_path / str(batch_size), iters=None, epochs=0.5, batch_size=batch_size)
+        steps = math.ceil(0.5 * rows / batch_size)
+        assert max(losses(tmp_path / str(batch_size), "val_loss")) == steps
+        assert f"{steps} steps of {batch_size} rows: 0." in capsys.readouterr().out
+    trained(data, tmp_path / "iters", iters=3, epochs=5)  # steps win
+    assert max(losses(tmp_path / "iters", "val_loss")) == 3
+
+
+def test_everyday_rows_are_trained_too_and_share_the_prefix(data, tmp_path, capsys):
+    everyday = tmp_path / "everyday.jsonl"
+    chat = [{"role": "user", "content": "¿Qué hora es?"}, {"role": "assistant", "content": "Son las tres."}]
+    everyday.write_text(json.dumps({"messages": chat}) + "\n", encoding="utf-8")
+    trained(data, tmp_path / "a", iters=2, everyday=everyday, prompt=ROOT / "prompt.toml")
+    rows = len((data / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    assert f"epochs of the {rows + 1} rows, 1 of them everyday language" in capsys.readouterr().out
+    everyday.write_text("{}\n", encoding="utf-8")
+    assert lora.main(flags(data, tmp_path / "b", iters=2, everyday=everyday)) == 1
+    assert f'{everyday}:1: no "messages" list;' in capsys.readouterr().err
+
+
 def test_early_stop_after_validations_without_gain(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lora, "evaluate", scores(3.0, 2.0, 2.5, 1.0, 1.0, 2.0))
     trained(data, tmp_path / "a", iters=100, steps_per_eval=1, early_stop=2)
@@ -491,7 +523,7 @@ def test_without_training_rows_the_folder_is_named(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path}: {error}\n"
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--keep", "--early-stop=3", "--stock-loss", "--prompt"])
+@pytest.mark.parametrize("flag", ["--resume", "--keep", "--early-stop=3", "--stock-loss", "--prompt", "--epochs=3"])
 def test_train_sh_does_not_give_our_flags_to_mlx_lm(flag):
     done = run("bash", "train.sh", "--iters", "5", flag, ENGINE="mlx_lm")
     assert done.returncode == 1
