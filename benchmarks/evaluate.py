@@ -1,4 +1,4 @@
-"""Four choices of every question scored by slang/evaluate, against one by one through mlx_lm's public functions.
+"""The choices of every question scored by slang/evaluate, against one by one through mlx_lm's public functions.
 
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
 model over prompt and choice. The two must agree to 1e-3 nats before their times count.
@@ -27,7 +27,7 @@ from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from slang import model_files, prompt
-from slang.evaluate import quiz, scoring
+from slang.evaluate import measure, quiz, scoring
 
 
 class NoBar:
@@ -41,7 +41,7 @@ def one_by_one(net, tokenizer, items) -> list[list[float]]:
     scores = []
     for item in items:
         scores.append([])
-        for choice in item.choices:
+        for choice in item.candidates():
             asked = tokenizer.apply_chat_template(item.messages, add_generation_prompt=True)
             tokens = tokenizer.apply_chat_template([*item.messages, {"role": "assistant", "content": choice}])
             tokens = tokens[: len(asked) + tokens[len(asked) :].index(end) + 1]
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
     args.model = str(model_files.find(args.model))
-    asked = prompt.load(Path(args.adapter_path) / "prompt.toml")
+    its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
     rows = {name: quiz.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
-    items = quiz.make_items(asked, rows["train"], rows["valid"] + rows["test"], 42)
+    items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
     total = len(items)
     items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
 
@@ -83,16 +83,16 @@ def main(argv: list[str] | None = None) -> int:
     times = {}
     for name, (generate, scoring.in_numpy) in sides.items():
         wall, cpu = time.perf_counter(), time.process_time()
-        questions = scoring.item_questions(model, items)
+        questions = [asked.question for asked in measure.quiz_questions(model, items) if asked.purpose == "item"]
         for question in questions:
             question.generate = generate
         ours = {i: [loss.mean() for loss in losses] for i, losses, _ in scoring.study(model, "adapted", questions, NoBar())}
         times[name] = (time.perf_counter() - wall, time.process_time() - cpu)
-        gap = np.abs(np.array(theirs) - np.array([ours[i] for i in range(len(items))])).max()
+        gap = np.abs(np.concatenate(theirs) - np.concatenate([ours[i] for i in range(len(items))])).max()
         if gap > 1e-3:
             print(f"{name}: differs by {gap:.4f} nats from mlx_lm; its time says nothing", file=sys.stderr)
             return 1
-    print(f"{len(items)} slangs, {4 * len(items)} choices, largest difference {gap:.1e} nats")
+    print(f"{len(items)} slangs, {sum(map(len, theirs))} choices, largest difference {gap:.1e} nats")
     print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}{'a slang':>9}{f'all {total}':>11}")
     for name, (w, c) in {"mlx_lm, one choice at a time": theirs_s, **times}.items():
         each = c / len(items)

@@ -1,183 +1,138 @@
-"""How should one train? Question forms, wordings, layers, learning rate and epochs, on the tiny model, over several seeds.
+"""How should one train? One thing at a time is varied around the defaults of train.sh, on Gemma 3 270M.
 
-A fixed part of the dictionary: --slangs of those with at least five wordings, drawn by hash; four of these may be trained.
-All trainings are asked the same questions, in held-out forms, whose right choice is a wording that every training has met
-("choice") or one that none has ("new wording"). Every training runs the same number of steps unless the steps are what is
-varied, so that more forms or wordings mean fewer repetitions of each, not more work.
+Each training makes its data, trains and is evaluated as the wrappers do it, in .cache/recipe/NAME-SEED; one that has a result there
+is not done again, so that the driver goes on where it was stopped. At the end it prints the table of all results.
 
-Reads   data/source_augmented.txt, prompt.toml, data/control.jsonl
-Writes  one JSON line a training to --output (a second run goes on where the first stopped), and the table on stdout
-
-Run as: ./demo.sh, or any wrapper, once for the .venv; then
-        LD_PRELOAD=$PWD/.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/recipe.py
-        benchmarks/recipe.md has the table and what follows from it
+Run as: python benchmarks/recipe.py                               every setting with the first seed; hours on two cores
+        python benchmarks/recipe.py --only defaults --seeds 42 43 44
+        python benchmarks/recipe.py --table                       what there is, as Markdown
 """
 
 import argparse
-import contextlib
-import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
-import tempfile
-import time
-from hashlib import blake2b
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import yaml
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import lora, prompt
-from slang.dictionary import Entry, entries, key
-from slang.evaluate import quiz, results, scoring
-
-ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
-USUAL = {"forms": 3, "wordings": 2, "layers": "all", "learning_rate": 1e-3, "steps": 120}
-VARIED = {
-    "forms": [1, 3, 6],
-    "wordings": [1, 2, 4],
-    "layers": ["attention", "all"],
-    "learning_rate": [3e-4, 1e-3, 3e-3],
-    "steps": [60, 120, 240],
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / ".cache/recipe"
+EVERYDAY = "data/everyday.jsonl"
+FIGURES = {
+    "new": "choice accuracy, new wording",
+    "close": "choice accuracy, new wording, close",
+    "trained": "choice accuracy, trained wording",
+    "right": "right answers",
+    "whole": "whole sentences",
+    "control loss": "control loss",
 }
-WORDINGS = max(VARIED["wordings"])
 
 
-class NoBar:
-    def update(self, _):
-        pass
+@dataclass(frozen=True)
+class Setting:
+    """A training: what it varies in words, the question forms of a wording, the flags of slang.lora."""
+
+    varies: str
+    forms: str = "all"
+    steps: int = 150
+    rate: str = "2e-4"
+    everyday: str = EVERYDAY
+    more: tuple[str, ...] = ()
+    dictionary: str = "data/demo.txt"
+
+    def flags(self) -> list[str]:
+        given = ["--iters", str(self.steps), "--learning-rate", self.rate, "--everyday", self.everyday]
+        return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given, *self.more]
 
 
-def chosen(path: Path, n: int) -> dict[str, list[str]]:
-    """slang -> five wordings, of n slangs drawn by hash among those that have so many."""
-    slangs: dict[str, list[str]] = {}
-    for entry in entries(path):
-        if isinstance(entry, Entry):
-            slangs.setdefault(entry.slang, []).append(entry.meaning)
-    able = [slang for slang, meanings in slangs.items() if len(meanings) > WORDINGS]
-    able.sort(key=lambda slang: blake2b(key(slang).encode()).digest())
-    return {slang: slangs[slang][: WORDINGS + 1] for slang in able[:n]}
+SETTINGS = {
+    "defaults": Setting("62 slangs, every question form, 150 steps of 16, 2e-4, everyday Spanish"),
+    "no-everyday": Setting("no everyday Spanish", everyday=""),
+    "forms-3": Setting("three question forms a wording", forms="3"),
+    "forms-1": Setting("one question form a wording", forms="1"),
+    "rate-1e-4": Setting("learning rate 1e-4", rate="1e-4"),
+    "rate-5e-4": Setting("learning rate 5e-4", rate="5e-4"),
+    "steps-75": Setting("75 steps", steps=75),
+    "steps-300": Setting("300 steps", steps=300),
+}
 
 
-def records(asked: prompt.Prompt, slangs: dict[str, list[str]], forms: int, wordings: list[int]) -> list[dict]:
-    """Training rows: each wording in so many question forms, beginning at another form each time."""
-    rows = []
-    for i, (slang, meanings) in enumerate(slangs.items()):
-        for w in wordings:
-            for f in range(forms):
-                form = (i + w * forms + f) % len(asked.questions) if forms > 1 else 0
-                rows.append({"slang": slang, "meaning": meanings[w], "messages": asked.train(slang, meanings[w], form)})
-    return rows
+def run(*command: str | Path, log: Path | None = None) -> None:
+    """A step of the pipeline in the project's folder; stops everything when it fails."""
+    with open(log or os.devnull, "w", encoding="utf-8") as output:
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed; see {log}")
 
 
-def train(args, asked: prompt.Prompt, slangs: dict, setting: dict, seed: int, folder: Path) -> float:
-    """Train with slang.lora, the log in the folder; seconds."""
-    rows = records(asked, slangs, setting["forms"], list(range(setting["wordings"])))
-    for name, part in (("train", rows), ("valid", rows[:8])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part), encoding="utf-8")
-    config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
-    if setting["layers"] == "attention":
-        config["lora_parameters"]["keys"] = ATTENTION
-    (folder / "lora.yaml").write_text(json.dumps(config), encoding="utf-8")
-    flags = {"model": args.model, "data": folder, "adapter-path": folder, "config": folder / "lora.yaml", "batch-size": 16,
-             "iters": setting["steps"], "learning-rate": setting["learning_rate"], "num-layers": -1, "seed": seed,
-             "val-batches": 1, "steps-per-eval": 9999, "save-every": 9999, "steps-per-report": 999, "keep": "last"}  # fmt: skip
-    started = time.perf_counter()
-    with (
-        open(folder / "log.txt", "w", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-        if lora.main(["--train", "--mask-prompt", *parts]):
-            raise SystemExit((folder / "log.txt").read_text(encoding="utf-8"))
-    return time.perf_counter() - started
+def train(name: str, setting: Setting, seed: int, model: str) -> None:
+    """One training and its evaluation, unless they are there."""
+    folder = PLACE / f"{name}-{seed}"
+    result = folder / "result.json"
+    if result.exists():
+        return
+    print(f"{folder.name}: {setting.varies}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "source.jsonl"
+    outputs = [part for split in ("train", "valid", "test", "eval") for part in (f"--{split}", folder / f"{split}.jsonl")]
+    run("make_jsonl.py", "--input", setting.dictionary, "--output", source, "--forms", setting.forms)
+    run("split_jsonl.py", "--input", source, *outputs)
+    place = ["--model", model, "--data", folder, "--adapter-path", folder]
+    seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25", "--seed", seed]
+    trained = ["-m", "slang.lora", "--train", "--resume", "--prompt", "prompt.toml", *place, *seldom, *setting.flags()]
+    run(*trained, log=folder / "train.txt")
+    run("-m", "slang.evaluate", *place, "--output", folder / "part.json", log=folder / "evaluate.txt")
+    (folder / "part.json").rename(result)
 
 
-def score(args, asked: prompt.Prompt, slangs: dict, adapter: Path, whos: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """The four figures of the base model, the adapted one, or both."""
-    met = records(asked, slangs, 1, [0])
-    items = quiz.make_items(asked, met, records(asked, slangs, 1, list(range(1, WORDINGS))), 42)
-    new = quiz.make_items(asked, records(asked, slangs, 1, [WORDINGS]), [], 42)
-    control = quiz.read(Path("data/control.jsonl"))
-    model = scoring.Model(args.model, str(adapter))
-    parts = {"items": scoring.item_questions(model, items), "new": scoring.item_questions(model, new)}
-    parts["control"] = scoring.loss_questions(model, control)
-    for question in parts["new"]:
-        question.generate = False
-    out = {}
-    for who in whos:
-        got = {name: sorted(scoring.study(model, who, questions, NoBar())) for name, questions in parts.items()}
-        judged = [scoring.judged(model, items[i], losses, answer, scoring.CHRF()) for i, losses, answer in got["items"]]
-        sums = sum(scoring.loss_sums(model, parts["control"][i].rests[0], losses[0]) for i, losses, _ in got["control"])
-        out[who] = {
-            "choice": float(np.mean([answer["choice"] == 0 for answer in judged])),
-            "new": float(np.mean([losses[0].mean() < min(loss.mean() for loss in losses[1:]) for _, losses, _ in got["new"]])),
-            "chrF": float(np.mean([answer["chrf"] for answer in judged])),
-            "control": float(sums[0] / sums[1]),
-        }
-    return out
+def figures(path: Path) -> dict[str, dict]:
+    return {row["figure"]: row for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: mean and standard deviation over seeds; the usual setting is a row of every question."""
-    figures = ("choice", "new", "chrF", "control")
-    base = next(row for row in rows if row["setting"] is None)
-    lines = ["| question | setting | rows | epochs | choice | new wording | chrF | control loss | s |", "| --- " * 9 + "|"]
-    lines.append("| base model | | | | " + " | ".join(f"{base[f]:.{1 if f == 'chrF' else 2}f}" for f in figures) + " | |")
-    for name, values in VARIED.items():
-        for value in values:
-            same = [r for r in rows if r["setting"] == {**USUAL, name: value}]
-            if not same:
-                continue
-            cells = []
-            for f in figures:
-                numbers, places = [row[f] for row in same], 1 if f == "chrF" else 2
-                spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-                cells.append(f"{statistics.mean(numbers):.{places}f} ± {spread:.{places}f}")
-            usual = " (usual)" if value == USUAL[name] else ""
-            rows_each, seconds = same[0]["rows"], statistics.mean(row["seconds"] for row in same)
-            size = f"{rows_each} | {16 * same[0]['setting']['steps'] / rows_each:.1f}"
-            lines.append(f"| {name.replace('_', ' ')} | {value}{usual} | {size} | {' | '.join(cells)} | {seconds:.0f} |")
+def cell(rows: list[dict], side: str) -> str:
+    """Mean over the seeds, and their standard deviation where there are several."""
+    values = [row[side] for row in rows]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def table() -> str:
+    """All results as Markdown."""
+    lines = [f"| setting | what it varies | seeds | {' | '.join(FIGURES)} |", "| --- " * (3 + len(FIGURES)) + "|"]
+    for name, setting in SETTINGS.items():
+        found = [figures(path) for path in sorted(PLACE.glob(f"{name}-[0-9]*/result.json"))]
+        if not found:
+            continue
+        if len(lines) == 2:
+            base = [cell([found[0][figure]], "baseline") for figure in FIGURES.values()]
+            told = [
+                f"{found[0][figure]['ceiling']:.2f}" if "ceiling" in found[0][figure] else "" for figure in FIGURES.values()
+            ]
+            lines.append(f"| | base model | | {' | '.join(base)} |")
+            lines.append(f"| | base model, told the meanings | | {' | '.join(told)} |")
+        cells = [cell([result[figure] for result in found], "adapted") for figure in FIGURES.values()]
+        lines.append(f"| {name} | {setting.varies} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--model", default="models/tiny-gemma3")
-    p.add_argument("--config", default="models/tiny-gemma3/lora.yaml", help="rank, scale and dropout")
-    p.add_argument("--slangs", type=int, default=48)
-    p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--output", default="results/recipe.jsonl")
-    p.add_argument("--limit", type=float, default=1e9, help="begin no training after so many seconds")
-    args = p.parse_args(argv)
-    asked = prompt.load("prompt.toml")
-    slangs = chosen(Path("data/source_augmented.txt"), args.slangs)
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.exists() else []
-    started = time.monotonic()
-    settings = {json.dumps({**USUAL, name: value}): None for name, values in VARIED.items() for value in values}
-    for seed in range(1, args.seeds + 1):
-        for setting in map(json.loads, settings):
-            if any(r["setting"] == setting and r["seed"] == seed for r in rows) or time.monotonic() - started > args.limit:
-                continue
-            with tempfile.TemporaryDirectory() as name:
-                seconds = train(args, asked, slangs, setting, seed, Path(name))
-                (Path(name) / "prompt.toml").write_bytes(Path("prompt.toml").read_bytes())
-                first = not rows
-                scores = score(args, asked, slangs, Path(name), results.WHO if first else ("adapted",))
-            n = setting["forms"] * setting["wordings"] * len(slangs)
-            new = [{"setting": setting, "seed": seed, "rows": n, "seconds": round(seconds, 1), **scores["adapted"]}]
-            if first:
-                new.insert(0, {"setting": None, "seed": 0, "rows": 0, "seconds": 0, **scores["baseline"]})
-            with output.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in new)
-            rows += new
-            print(json.dumps(new[-1]), file=sys.stderr)
-            gc.collect()
-    print(f"{len(slangs)} slangs, {args.seeds} seeds, batches of 16\n\n{table(rows)}")
+    p.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="of these settings")
+    p.add_argument("--seeds", nargs="+", type=int, default=[42], help="one training each")
+    p.add_argument("--table", action="store_true", help="print what there is, train nothing")
+    args = p.parse_args()
+    if not args.table:
+        sys.path.insert(0, str(ROOT))
+        from slang import model_files
+
+        os.chdir(ROOT)
+        model = str(model_files.find("gemma-3-270m"))
+        for seed in args.seeds:
+            for name in args.only:
+                train(name, SETTINGS[name], seed, model)
+    print(table())
     return 0
 
 

@@ -100,12 +100,12 @@ def test_the_whole_test_loss_is_that_of_mlx_lm_lora_test(tiny, tmp_path):
 
 
 def likelihood(tiny, chat, text):
-    """Mean NLL in nats of an answer and its <end_of_turn>, one pass of the model over chat and answer."""
+    """NLL in nats of an answer and its <end_of_turn>, one pass of the model over chat and answer."""
     (question,) = tiny.prompts([chat])
     said = [*tiny.tokenizer.encode(text, add_special_tokens=False), tiny.end]
     logits = tiny.net(mx.array([[*question, *said]]))[0, len(question) - 1 : -1]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).mean().item()
+    return -mx.take_along_axis(logprobs, mx.array(said)[:, None], axis=-1).sum().item()
 
 
 def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
@@ -122,7 +122,7 @@ def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
         assert set(item.quizzes) == set(quiz.QUIZZES)
         for name, choices in item.quizzes.items():
             expected = [likelihood(tiny, item.neutral, c) - likelihood(tiny, item.messages, c) for c in choices]
-            assert judged["gains"][name] == pytest.approx(expected, abs=2e-4)
+            assert judged["gains"][name] == pytest.approx(expected, abs=5e-3)
         for name in (quiz.NEW, quiz.NEW + quiz.CLOSE):
             told = [likelihood(tiny, item.neutral, c) - likelihood(tiny, item.told, c) for c in item.quizzes[name]]
             assert item.told_picks[name] == int(np.argmax(told))
@@ -378,7 +378,7 @@ def test_a_sample_says_so_in_every_figure(adapter, data, tmp_path, capsys):
     for item in few["items"]:
         for who in WHO:
             for name, gains in item[who]["gains"].items():
-                assert gains == pytest.approx(by_slang[item["slang"]][who]["gains"][name], abs=1e-4)
+                assert gains == pytest.approx(by_slang[item["slang"]][who]["gains"][name], abs=5e-3)
     with pytest.raises(SystemExit, match="2"):
         command.main(["--sample", "0"])
     assert capsys.readouterr().err.endswith("--sample 0: give a whole number from 1\n")

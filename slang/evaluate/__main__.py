@@ -10,7 +10,7 @@ What is measured, and on what (n is the number of slangs; every interval is a pa
   answer loss      test.jsonl and eval.jsonl, mean NLL in nats over the answer's tokens and the closing <end_of_turn>
   choice accuracy  each slang, asked in a held-out question form: which of four meanings gains most by the question, one of its
                    own or three of other slangs? In wordings that no training met, and in trained ones; the others drawn at
-                   random, or close to it. Gain is log-probability per token less that behind a neutral question. Chance is
+                   random, or close to it. Gain is log-probability less that behind a neutral question (nats). Chance is
                    0.25; beside the new wordings stands what the base model reaches when its prompt has the trained ones
   right answers    the greedy answer to the same question is a meaning of that slang: word for word, or chrF 80 and more
   chrF, exact      the greedy answer to the same question against all meanings of that slang

@@ -81,7 +81,7 @@ def quiz_questions(model: Model, items: list[Item]) -> list[Asked]:
 
 
 def picked(choices: list[str], scores: dict[str, float], neutral: dict[str, float]) -> tuple[int, list[float]]:
-    """(which meaning the model finds likeliest, how much likelier each is than behind a neutral question, in nats a token).
+    """(which meaning gains most by the question, how much likelier each is than behind a neutral one, in nats).
 
     Some sentences are likelier than others whatever is asked; what they gain by the question is what it knows (the pointwise
     mutual information of Holtzman et al. 2021, "Surface form competition"). NaN, and a tie, are not right.
@@ -101,7 +101,7 @@ def is_whole(text: str, capped: bool) -> bool:
 def judged(
     model: Model, item: Item, scores: dict[str, float], neutral: dict[str, float], answer: list[int], chrf: CHRF
 ) -> dict:
-    """What an item's scores and answer are worth; scores are mean negative log-likelihoods by meaning."""
+    """What an item's scores and answer are worth; scores are negative log-likelihoods in nats, by meaning."""
     text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
     likeness = chrf.sentence_score(text, item.references).score if text else 0.0
     exact = key(text) in {key(reference) for reference in item.references}
@@ -178,14 +178,14 @@ def judge(
     neutral: dict[str, dict[str, float]] = {}
     for asked, scores, _ in heard:
         if asked.purpose == "neutral":
-            means = {text: float(loss.mean()) for text, loss in zip(asked.texts, scores, strict=True)}
-            neutral.setdefault(items[asked.index].neutral[-1]["content"], {}).update(means)
+            sums = {text: float(loss.sum()) for text, loss in zip(asked.texts, scores, strict=True)}
+            neutral.setdefault(items[asked.index].neutral[-1]["content"], {}).update(sums)
     for asked, scores, answer in heard:
         item = items[asked.index]
-        means = {text: float(loss.mean()) for text, loss in zip(asked.texts, scores, strict=True)}
+        sums = {text: float(loss.sum()) for text, loss in zip(asked.texts, scores, strict=True)}
         without = neutral[item.neutral[-1]["content"]]
         if asked.purpose == "item":
-            item.answers[who] = judged(model, item, means, without, answer, chrf)
+            item.answers[who] = judged(model, item, sums, without, answer, chrf)
         elif asked.purpose == "told":
             names = [name for name in (NEW, NEW + CLOSE) if name in item.quizzes]
-            item.told_picks = {name: picked(item.quizzes[name], means, without)[0] for name in names}
+            item.told_picks = {name: picked(item.quizzes[name], sums, without)[0] for name in names}
