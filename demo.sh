@@ -39,8 +39,8 @@ if [ -n "$tiny" ]; then
   train=(-c models/tiny-gemma3/lora.yaml --learning-rate 1e-3 --batch-size 16 --iters 300 --everyday ""
     --steps-per-report 50 --steps-per-eval 150 --save-every 150)
 else
-  forms=1
-  train=(--learning-rate 2e-4 --iters 250 --steps-per-eval 125)
+  forms=3
+  train=(--iters 150 --steps-per-eval 150 --save-every 50)
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"

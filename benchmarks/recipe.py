@@ -1,7 +1,7 @@
 """How should one train? One thing at a time is varied around the defaults of train.sh, on Gemma 3 270M.
 
-Each training makes its data, trains and is evaluated as the wrappers do it, in .cache/recipe/NAME-SEED; one that has a result there
-is not done again, so that the driver goes on where it was stopped. At the end it prints the table of all results.
+Each training makes its data, trains and is evaluated as the wrappers do it, in .cache/recipe/NAME-SEED; one that has a result
+there is not done again, so that the driver goes on where it was stopped. At the end it prints the table of all results.
 
 Run as: python benchmarks/recipe.py                               every setting with the first seed; hours on two cores
         python benchmarks/recipe.py --only defaults --seeds 42 43 44
@@ -35,24 +35,27 @@ class Setting:
     """A training: what it varies in words, the question forms of a wording, the flags of slang.lora."""
 
     varies: str
-    forms: str = "all"
+    forms: str = "3"
     steps: int = 150
-    rate: str = "2e-4"
+    rate: str = "3e-4"
+    decay: bool = True
     everyday: str = EVERYDAY
     more: tuple[str, ...] = ()
     dictionary: str = "data/demo.txt"
 
     def flags(self) -> list[str]:
         given = ["--iters", str(self.steps), "--learning-rate", self.rate, "--everyday", self.everyday]
+        given += ["--decay"] * self.decay
         return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given, *self.more]
 
 
 SETTINGS = {
-    "defaults": Setting("62 slangs, every question form, 150 steps of 16, 2e-4, everyday Spanish"),
+    "defaults": Setting("62 slangs, 3 question forms, 150 steps of 16, 3e-4 with decay, everyday Spanish"),
     "no-everyday": Setting("no everyday Spanish", everyday=""),
-    "forms-3": Setting("three question forms a wording", forms="3"),
+    "forms-all": Setting("every question form", forms="all"),
     "forms-1": Setting("one question form a wording", forms="1"),
-    "rate-1e-4": Setting("learning rate 1e-4", rate="1e-4"),
+    "no-decay": Setting("the same learning rate throughout", decay=False),
+    "rate-2e-4": Setting("learning rate 2e-4", rate="2e-4"),
     "rate-5e-4": Setting("learning rate 5e-4", rate="5e-4"),
     "steps-75": Setting("75 steps", steps=75),
     "steps-300": Setting("300 steps", steps=300),

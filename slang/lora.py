@@ -25,7 +25,7 @@ import sys
 import time
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice, pairwise
@@ -814,6 +814,8 @@ def build_parser():
     p.add_argument("--keep", choices=["best", "last"], default=None,
                    help="What adapters.safetensors holds: the last (default), or the best by validation loss.")  # fmt: skip
     p.add_argument("--epochs", type=float, metavar="N", help="Passes over the training rows; --iters counts steps and wins.")
+    p.add_argument("--decay", action="store_true", default=None,
+                   help="Let the learning rate rise over a twentieth of the steps, then fall to a twentieth along a cosine.")  # fmt: skip
     p.add_argument("--everyday", metavar="FILE",
                    help="Chat rows that are trained too, lest the model forget the rest of its language.")  # fmt: skip
     p.add_argument("--early-stop", type=int, metavar="N", help="Stop after N validations without a better loss.")
@@ -839,7 +841,15 @@ def parse(argv: list[str] | None) -> types.SimpleNamespace:
             raise UsageError(f"{args['config']}:{line.line + 1 if line else 1}: not valid YAML; mend the line") from None
         if not isinstance(config, dict):
             raise UsageError(f"{args['config']}: no settings in it; write one a line, such as iters: 100")
-    ours = {"resume": False, "keep": "last", "early_stop": 0, "stock_loss": False, "prompt": None, "everyday": None}
+    ours = {
+        "resume": False,
+        "keep": "last",
+        "early_stop": 0,
+        "stock_loss": False,
+        "prompt": None,
+        "everyday": None,
+        "decay": False,
+    }
     defaults = {**stock.CONFIG_DEFAULTS, **ours}
     if args["iters"] is None and "iters" not in config and (args["epochs"] or config.get("epochs")):
         del defaults["iters"]  # it follows from the rows, which are still to be read
@@ -947,6 +957,19 @@ def everyday_rows(args, tokenizer) -> ChatDataset | None:
     return ChatDataset(chats, tokenizer, mask_prompt=args.mask_prompt)
 
 
+def rate(args) -> float | Callable:
+    """The learning rate, or what it is at each step: that of lr_schedule in the YAML file, or of --decay."""
+    if args.lr_schedule:
+        return build_schedule(args.lr_schedule)
+    if not args.decay:
+        return args.learning_rate
+    warm = max(1, args.iters // 20)
+    end = args.learning_rate / 20
+    up = optim.linear_schedule(end, args.learning_rate, warm)
+    down = optim.cosine_decay(args.learning_rate, max(1, args.iters - warm), end)
+    return optim.join_schedules([up, down], [warm])
+
+
 def train_model(args, model: nn.Module, train_set, valid_set, everyday_set=None) -> None:
     """Train, save and say what came out; the model then has the adapter of adapters.safetensors."""
     base = fingerprint(model)
@@ -974,7 +997,9 @@ def train_model(args, model: nn.Module, train_set, valid_set, everyday_set=None)
         "prompt": prompt.load(args.prompt).hash()[:16] if args.prompt else None,
         **json.loads(json.dumps(flags)),
     }
-    learning_rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
+    if args.decay and not args.lr_schedule:
+        identity["decay over steps"] = args.iters
+    learning_rate = rate(args)
     name = args.optimizer.lower()
     optimizer = OPTIMIZERS[name](learning_rate=learning_rate, **args.optimizer_config.get(name, {}))
     optimizer.init(model.trainable_parameters())

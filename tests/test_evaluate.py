@@ -290,6 +290,21 @@ def test_control_rows_are_everyday_spanish_without_slang():
         assert not [phrase for phrase in phrases if phrase in text and len(phrase) > 8], text
 
 
+def test_everyday_rows_are_not_those_that_measure_the_damage():
+    """No five words in a row of control.jsonl stand in everyday.jsonl, which is trained."""
+
+    def runs(path):
+        found = set()
+        for record in quiz.read(path):
+            for message in record["messages"]:
+                words = key(message["content"]).split()
+                found |= {tuple(words[n : n + 5]) for n in range(len(words) - 4)}
+        return found
+
+    assert not runs(ROOT / "data/everyday.jsonl") & runs(ROOT / "data/control.jsonl")
+    assert len(quiz.read(ROOT / "data/everyday.jsonl")) == 300
+
+
 # -------------------------------------------------------------------------------------------------------- a whole run
 
 

@@ -469,6 +469,14 @@ def test_epochs_are_counted_in_rows(data, tmp_path, capsys):
     assert max(losses(tmp_path / "iters", "val_loss")) == 3
 
 
+def test_the_rate_rises_and_falls(data, tmp_path):
+    trained(data, tmp_path / "a", iters=40, decay=True, learning_rate=1e-3, steps_per_report=1)
+    rates = losses(tmp_path / "a", "learning_rate")
+    assert rates[1] == pytest.approx(5e-5) and max(rates.values()) == rates[3] == pytest.approx(1e-3)
+    assert rates[40] == pytest.approx(5e-5, rel=0.1)
+    assert lora.main(flags(data, tmp_path / "a", iters=50, decay=True, learning_rate=1e-3, resume=True)) == 1
+
+
 def test_everyday_rows_are_trained_too_and_share_the_prefix(data, tmp_path, capsys):
     everyday = tmp_path / "everyday.jsonl"
     chat = [{"role": "user", "content": "¿Qué hora es?"}, {"role": "assistant", "content": "Son las tres."}]
@@ -523,7 +531,7 @@ def test_without_training_rows_the_folder_is_named(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path}: {error}\n"
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--keep", "--early-stop=3", "--stock-loss", "--prompt", "--epochs=3"])
+@pytest.mark.parametrize("flag", ["--resume", "--keep", "--early-stop=3", "--stock-loss", "--prompt", "--epochs=3", "--decay"])
 def test_train_sh_does_not_give_our_flags_to_mlx_lm(flag):
     done = run("bash", "train.sh", "--iters", "5", flag, ENGINE="mlx_lm")
     assert done.returncode == 1
