@@ -37,7 +37,7 @@ class Setting:
     varies: str
     forms: str = "3"
     steps: int = 150
-    rate: str = "3e-4"
+    rate: str = "2e-4"
     decay: bool = True
     everyday: str = EVERYDAY
     more: tuple[str, ...] = ()
@@ -50,13 +50,13 @@ class Setting:
 
 
 SETTINGS = {
-    "defaults": Setting("62 slangs, 3 question forms, 150 steps of 16, 3e-4 with decay, everyday Spanish"),
+    "defaults": Setting("62 slangs, 3 question forms, 150 steps of 16, 2e-4 with decay, everyday Spanish"),
     "no-everyday": Setting("no everyday Spanish", everyday=""),
     "forms-all": Setting("every question form", forms="all"),
     "forms-1": Setting("one question form a wording", forms="1"),
     "no-decay": Setting("the same learning rate throughout", decay=False),
-    "rate-2e-4": Setting("learning rate 2e-4", rate="2e-4"),
-    "rate-5e-4": Setting("learning rate 5e-4", rate="5e-4"),
+    "rate-1e-4": Setting("learning rate 1e-4", rate="1e-4"),
+    "rate-3e-4": Setting("learning rate 3e-4", rate="3e-4"),
     "steps-75": Setting("75 steps", steps=75),
     "steps-300": Setting("300 steps", steps=300),
 }

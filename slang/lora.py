@@ -815,7 +815,7 @@ def build_parser():
                    help="What adapters.safetensors holds: the last (default), or the best by validation loss.")  # fmt: skip
     p.add_argument("--epochs", type=float, metavar="N", help="Passes over the training rows; --iters counts steps and wins.")
     p.add_argument("--decay", action="store_true", default=None,
-                   help="Let the learning rate rise over a twentieth of the steps, then fall to a twentieth along a cosine.")  # fmt: skip
+                   help="Let the learning rate rise over a twentieth of the steps, then fall along a cosine.")  # fmt: skip
     p.add_argument("--everyday", metavar="FILE",
                    help="Chat rows that are trained too, lest the model forget the rest of its language.")  # fmt: skip
     p.add_argument("--early-stop", type=int, metavar="N", help="Stop after N validations without a better loss.")
