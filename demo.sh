@@ -40,7 +40,7 @@ if [ -n "$tiny" ]; then
     --steps-per-report 50 --steps-per-eval 150 --save-every 150)
 else
   forms=3
-  train=(--iters 150 --steps-per-eval 150 --save-every 50)
+  train=(--iters 130 --steps-per-eval 130 --save-every 50)
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"

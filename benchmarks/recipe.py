@@ -36,7 +36,7 @@ class Setting:
 
     varies: str
     forms: str = "3"
-    steps: int = 150
+    steps: int = 130
     rate: str = "2e-4"
     decay: bool = True
     everyday: str = EVERYDAY
@@ -50,7 +50,7 @@ class Setting:
 
 
 SETTINGS = {
-    "defaults": Setting("62 slangs, 3 question forms, 150 steps of 16, 2e-4 with decay, everyday Spanish"),
+    "defaults": Setting("62 slangs, 3 question forms, 130 steps of 16, 2e-4 with decay, everyday Spanish"),
     "no-everyday": Setting("no everyday Spanish", everyday=""),
     "forms-all": Setting("every question form", forms="all"),
     "forms-1": Setting("one question form a wording", forms="1"),

@@ -18,6 +18,8 @@ from slang.errors import UserError
 from slang.evaluate.quiz import QUIZZES
 from slang.evaluate.results import WHO, find, read
 
+LONGEST = 160  # characters of an answer on a terminal
+
 
 def show(table: list[dict], names: tuple[str, str] = WHO) -> str:
     """The table as text: losses with their perplexity."""
@@ -42,8 +44,14 @@ def text(result: dict) -> str:
     sample = [result["sample"]] if result.get("sample") else []
     lines += ["", show(result["figures"]), *sample, "", *result["odd"], *([""] if result["odd"] else [])]
     for asked in result["asked"]:
-        lines += [asked["question"], *(f"  {who:9} {asked[who] or '(empty)'}" for who in WHO)]
+        lines += [asked["question"], *(f"  {who:9} {one_line(asked[who])}" for who in WHO)]
     return "\n".join([*lines, *([""] if result["asked"] else []), f"{result['verdict']}: {result['because']}"])
+
+
+def one_line(answer: str) -> str:
+    """An answer as a terminal shows it: a model that never stops fills pages."""
+    text = " ".join(answer.split()) or "(empty)"
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def compared(table: list[dict], notes: list[str], labels: tuple[str, str]) -> str:

@@ -39,7 +39,7 @@ class Item:
     references: list[str]
     seen: bool  # in train.jsonl
     messages: prompt.Messages = field(repr=False)
-    neutral: prompt.Messages = field(repr=False)  # the same question about nothing in particular
+    neutral: prompt.Messages = field(repr=False)  # a question about nothing in particular
     told: prompt.Messages = field(repr=False)  # the same question behind the meanings that training has
     answers: dict[str, dict] = field(default_factory=dict)  # "baseline", "adapted" -> what scoring.judged says
     told_picks: dict[str, int] = field(default_factory=dict)  # what the base model picks when it is told: the ceiling
@@ -166,7 +166,7 @@ def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed
                 table.meanings(slang),
                 bool(seen[i]),
                 messages,
-                asked.ask(NOTHING, form, held_out=True),
+                asked.ask(NOTHING, held_out=True),
                 asked.chat(f"{table.names[slang]}: {' '.join(table.trained[slang])}\n\n{question}"),
             )
         )
