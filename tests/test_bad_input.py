@@ -20,6 +20,8 @@ from conftest import ROOT, TINY, run
 from slang import model_files, prompt
 from slang.dictionary import LONGEST_LINE
 
+pytestmark = pytest.mark.slow
+
 GOOD = b"mae::Amigo.\n"
 ROW = {"slang": "mae", "meaning": "Amigo.", "messages": prompt.load(ROOT / "prompt.toml").train("mae", "Amigo.", 0)}
 

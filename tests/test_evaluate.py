@@ -341,6 +341,7 @@ def adapter(request, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_whole_run(adapter, data, tmp_path, capsys):
     """Into --output; the recomputed test loss is mlx_lm.lora's to the fourth decimal, of both models."""
     output = tmp_path / "results" / "x.json"

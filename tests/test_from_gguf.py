@@ -182,6 +182,7 @@ def test_found_again_and_made_anew(exported: dict[str, Path], tmp_path: Path, ca
     assert typed(first) == str(path)
 
 
+@pytest.mark.slow
 def test_no_half_made_folder(exported: dict[str, Path], tmp_path: Path) -> None:
     """Killed at whatever moment, the next run makes it whole."""
     path = exported["f32"]
@@ -307,6 +308,7 @@ def test_damaged_bytes_never_end_in_a_traceback(exported: dict[str, Path], tmp_p
 # ------------------------------------------------------------------------------------------------- the wrappers
 
 
+@pytest.mark.slow
 def test_every_step_takes_a_gguf_file(exported: dict[str, Path], tmp_path: Path) -> None:
     """Train, evaluate, talk, fuse and export, with MODEL=FILE.gguf; what comes out says where it comes from."""
     licensed = {"general.license": "gemma", "general.name": "Tiny Gemma"}

@@ -27,7 +27,7 @@ from mlx_lm.models.gemma3_text import ModelArgs
 from slang import dictionary, prompt
 from slang import gguf as exporter
 
-pytestmark = pytest.mark.xdist_group("gguf")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gguf")]
 
 PROMPT = r"""
 region = "Costa Rica"

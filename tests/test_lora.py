@@ -28,7 +28,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from slang import cpu, lora
 
-pytestmark = pytest.mark.xdist_group("lora")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lora")]
 
 
 class Pairs(list):

