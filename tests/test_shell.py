@@ -12,6 +12,8 @@ from conftest import ROOT, TINY, run, script
 from slang import prompt
 from slang.dictionary import entries
 
+pytestmark = pytest.mark.slow
+
 WRAPPERS = ["train.sh", "evaluate.sh", "chat.sh", "fuse.sh"]
 QUESTION = 'Qué significa en Costa Rica "{}"?'
 
@@ -146,8 +148,6 @@ def test_a_fuse_that_fails_leaves_the_earlier_model(stub, adapter, tmp_path):
 def test_openblas_is_the_blas_in_use():
     code = """
 import ctypes, re
-
-pytestmark = pytest.mark.slow
 address = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value
 for line in open("/proc/self/maps"):
     low, high = (int(n, 16) for n in re.match("(.*?)-(.*?) ", line).groups())
