@@ -260,6 +260,7 @@ def work(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "times"), [("make", 80), ("split", 80), ("export", 20), ("train", 10), ("evaluate", 10)])
 def test_interrupted_at_random_moments(work, tmp_path, name, times, record_property):
     """After each of them the files are those of one run or of the other, whole; and the next run succeeds."""
