@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import gguf
@@ -145,7 +146,8 @@ def export(folder: Path, target: Path, kinds: list[str]) -> list[Path]:
     """GGUF files of the imported model itself, without an adapter."""
     shutil.copytree(folder, target)
     shutil.copy(ROOT / "prompt.toml", target)
-    return exporter.export(target, kinds, "gemma-3-270m")
+    with redirect_stdout(sys.stderr):
+        return exporter.export(target, kinds, "gemma-3-270m")
 
 
 def different_metadata(original: Path, ours: Path) -> Iterator[tuple[str, object, object]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -368,6 +369,20 @@ def test_gemma_270m_says_what_it_fetches_before_it_does(tmp_path: Path) -> None:
     assert rest.endswith("check the connection, or set another MODEL, such as models/tiny-gemma3\n")
     assert rest.count("\n") == 1
     assert not list(tmp_path.glob("models/gemma-3-270m/[!.]*"))
+
+
+@pytest.mark.slow
+def test_the_demo_goes_on_with_the_tiny_model_where_nothing_can_be_fetched(tmp_path: Path) -> None:
+    """As far as its data: the rest is the same as with any model."""
+    for name in ("demo.sh", "config.sh", "make_jsonl.py", "prompt.toml", "requirements.txt", "slang", "data", "models"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    options = {"VENV": sys.prefix, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    done = run("bash", "demo.sh", cwd=tmp_path, **options)
+    assert done.returncode != 0  # split_jsonl.py is not there
+    assert done.stderr.count(gemma_270m.NOTICE) == 1
+    assert "Going on with models/tiny-gemma3, which shows that every step works; what it says proves nothing.\n" in done.stderr
+    assert re.search(r"\d+ records of 62 slangs", done.stdout)
 
 
 def test_gemma_270m_refuses_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
