@@ -58,6 +58,7 @@ stage "4/5 evaluate.sh: baseline against adapted"
 ./evaluate.sh --quick --note demo
 
 stage "5/5 fuse.sh and chat.sh: the adapter becomes a model, and a file for llama.cpp, which answers"
+rm -f "$FUSED_PATH"/*.gguf # an earlier demo's, of the other model
 ./fuse.sh --type q4_k_m
 for file in "$FUSED_PATH"/*-Q4_K_M.gguf; do
   ./chat.sh --gguf "$file" "pura vida"

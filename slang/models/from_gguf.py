@@ -8,10 +8,9 @@ A file of F32, F16 or BF16 keeps its type. A quantised one becomes bfloat16 for 
 multiplies bfloat16 matrices about 18 times slower. Norms are stored as 1 + weight in a GGUF file, as weight in MLX. The folder
 appears when it is whole; a changed file makes it anew.
 
-Run as: python -m slang.models.from_gguf gemma-3-1b-it-Q4_K_M.gguf
+Run as: python -m slang.model_files gemma-3-1b-it-Q4_K_M.gguf
 """
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -30,7 +29,6 @@ from gguf import GGMLQuantizationType as GGML
 from gguf import TokenType
 from tqdm import tqdm
 
-from slang.dictionary import told
 from slang.errors import UserError
 from slang.models import tokenizer
 from slang.models.layout import EVERY_SIXTH, Config, attention_scalar, expected_shapes, gguf_names
@@ -349,23 +347,3 @@ def make(path: Path, about: dict[str, object], home: Path) -> Path:
     seconds = time.perf_counter() - start
     print(f"{target}: {parameters:,} parameters, in {seconds:.0f} s", file=sys.stderr)
     return target
-
-
-def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m slang.models.from_gguf", description=__doc__.split("\n")[0])
-    p.add_argument("file", type=Path, help="a .gguf file")
-    p.add_argument("--cache", type=Path, default=CACHE, help="where the folder is kept")
-    args = p.parse_args(argv)
-    try:
-        print(folder_of(args.file, args.cache))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(told(error), file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

