@@ -37,8 +37,9 @@ from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
 from tqdm import tqdm
 
-from slang import dictionary, jsonl, model_files, prompt
+from slang import dictionary, jsonl, prompt
 from slang.errors import UserError
+from slang.models import find as model_files
 from slang.models.layout import Config, attention_scalar, expected_shapes, gguf_names
 from slang.models.tokenizer import IMAGE_TOKEN, SPACE
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, run
 
-from slang import model_files, prompt
+from slang import prompt
 from slang.dictionary import LONGEST_LINE
+from slang.models import find as model_files
 
 pytestmark = pytest.mark.slow
 
@@ -613,7 +614,7 @@ def test_a_model_whose_licence_is_not_accepted(monkeypatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.model_info", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(model_files.Unusable) as error:
+    with pytest.raises(model_files.UserError) as error:
         model_files.find("google/none")
     assert str(error.value) == (
         "google/none: no folder here, not downloaded yet, and Hugging Face did not give it (GatedRepoError); accept its "

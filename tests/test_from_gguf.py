@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 
 from slang import gguf as exporter
 from slang.errors import UserError
-from slang.model_files import check_model, typed
 from slang.models import from_gguf, gemma_270m
+from slang.models.find import check_model, typed
 
 pytestmark = pytest.mark.xdist_group("from_gguf")
 
@@ -187,7 +187,7 @@ def test_found_again_and_made_anew(exported: dict[str, Path], tmp_path: Path, ca
 def test_no_half_made_folder(exported: dict[str, Path], tmp_path: Path) -> None:
     """Killed at whatever moment, the next run makes it whole."""
     path = exported["f32"]
-    command = [sys.executable, "-m", "slang.model_files", str(path), "--cache", str(tmp_path)]
+    command = [sys.executable, "-m", "slang.models", str(path), "--cache", str(tmp_path)]
     for seconds in (0.3, 0.6, 0.9, 1.2):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         time.sleep(seconds)
@@ -200,7 +200,7 @@ def test_no_half_made_folder(exported: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_two_at_once_make_it_once(exported: dict[str, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "slang.model_files", str(exported["f32"]), "--cache", str(tmp_path)]
+    command = [sys.executable, "-m", "slang.models", str(exported["f32"]), "--cache", str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
     outputs = [process.communicate() for process in both]
     assert outputs[0][0] == outputs[1][0] != ""

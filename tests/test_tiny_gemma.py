@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from slang import dictionary, prompt, tiny_gemma
+from slang import dictionary, prompt
+from slang.models import tiny_gemma
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/tiny-gemma3"

