@@ -35,12 +35,13 @@ import mlx.nn as nn
 import numpy as np
 from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
+from mlx_lm.models.gemma3_text import ModelArgs as Config
 from tqdm import tqdm
 
 from slang import dictionary, jsonl, prompt
 from slang.errors import UserError
 from slang.models import find as model_files
-from slang.models.layout import Config, attention_scalar, expected_shapes, gguf_names
+from slang.models.layout import attention_scalar, expected_shapes, gguf_names
 from slang.models.tokenizer import IMAGE_TOKEN, SPACE
 
 # --type: what the file says it is, and the type of most of its tensors.

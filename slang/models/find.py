@@ -14,6 +14,7 @@ Run as: python -m slang.models models/tiny-gemma3
 """
 
 import argparse
+import glob
 import importlib.util
 import re
 from contextlib import suppress
@@ -25,6 +26,7 @@ from slang.models.formats import (
     GemmaConfig,
     Index,
     ModelConfig,
+    Origin,
     Shapes,
     Source,
     header,
@@ -32,15 +34,17 @@ from slang.models.formats import (
     read_object,
     shapes,
 )
+from slang.models.layout import expected_shapes
 
 CACHE = Path(".cache")
 TINY = "MODEL=models/tiny-gemma3"
 AGAIN = "copy or download the model again"
-ANOTHER = "take another model, such as gemma-3-1b-it"
+ANOTHER = "take an instruction-tuned model, such as gemma-3-1b-it"
 TRAIN_AGAIN = "run ./train.sh again"
 NOT_WHOLE = f"{TRAIN_AGAIN}: the adapter's folder is not whole"
 FUSED = "fused.json"  # fuse.sh writes it into the folder of a fused model
-SOURCE = "source.json"  # in a folder that was made of a .gguf file
+SOURCE = "source.json"  # in a folder that was made of a GGUF file: which file
+ORIGIN = "origin.json"  # and what that says of itself; a model fused from this one keeps it
 
 # --------------------------------------------------------------------------------------- the model
 
@@ -84,26 +88,26 @@ def on_hugging_face(model: str) -> Path:
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 
     logging.set_verbosity_error()
-    where = f"{model}: no folder here, not downloaded yet, and"
     disable_progress_bars()  # of config.json; that of the weights is wanted
+    problem = f"{model}: no folder here, not downloaded yet, and"
     try:
         with suppress(Exception):  # not in the cache, in whatever words
             config = snapshot_download(model, allow_patterns=["config.json"], local_files_only=True)
             if is_downloaded(Path(config)):
                 return Path(config)
         if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{where} HF_HUB_OFFLINE forbids it; unset that, or try {TINY}")
+            raise UserError(f"{problem} HF_HUB_OFFLINE forbids it; unset that, or try {TINY}")
         model_info(model)  # asks the hub; a download is content with what is in the cache
         return Path(snapshot_download(model, allow_patterns=["config.json"]))
     except UserError:
         raise
     except Exception as error:
-        kind = type(error).__name__
+        reason = type(error).__name__  # the text is of several lines
         remedy = "check the name and the connection"
-        if kind == "GatedRepoError":
+        if reason == "GatedRepoError":
             remedy = "accept its licence on huggingface.co and run hf auth login"
-        what = f"Hugging Face did not give it ({kind}); {remedy}"
-        raise UserError(f"{where} {what}, or try {TINY}") from None
+        problem += f" Hugging Face did not give it ({reason})"
+        raise UserError(f"{problem}; {remedy}, or try {TINY}") from None
     finally:
         enable_progress_bars()
 
@@ -142,8 +146,7 @@ def check_config(path: Path) -> ModelConfig:
     """
     config = read_json(path, ModelConfig, "MODEL has to name a model's folder")
     if config.model_file is not None:
-        what = "the model wants code of its own run, which is never done"
-        raise UserError(f"{path}: {what}; {ANOTHER}")
+        raise UserError(f"{path}: it wants code of its own run, which is never done; {ANOTHER}")
     if not is_known(config.model_type):
         raise UserError(f"{path}: mlx_lm knows no model_type {config.model_type!r}; {ANOTHER}")
     if config.model_type == "gemma3_text":
@@ -154,10 +157,11 @@ def check_config(path: Path) -> ModelConfig:
 def check_model(folder: Path) -> ModelConfig:
     """A model's config.json. Raises UserError where a file of the model is missing or cut off."""
     config = check_config(folder / "config.json")
+    if glob.escape(str(folder)) != str(folder):
+        raise UserError(f"{folder}: mlx_lm reads no path with [, * or ? in it; rename the folder")
     weights = weight_files(folder)
     if not weights:
-        what = "no model*.safetensors; the folder holds no weights"
-        raise UserError(f"{folder}: {what}, {AGAIN}")
+        raise UserError(f"{folder}: no model*.safetensors, so no weights; {AGAIN}")
     for path in weights:
         header(path, AGAIN)
     if not has_tokenizer(folder):
@@ -165,28 +169,11 @@ def check_model(folder: Path) -> ModelConfig:
     apart = any((folder / f"chat_template.{kind}").exists() for kind in ("jinja", "json"))
     about = folder / "tokenizer_config.json"
     if not apart and not read_object(about, AGAIN).get("chat_template"):
-        instruction = "take an instruction-tuned model, such as gemma-3-1b-it"
-        raise UserError(f"{folder}: no chat template; {instruction}")
+        raise UserError(f"{folder}: no chat template; {ANOTHER}")
     return config
 
 
 # ------------------------------------------------------------------------------------- the adapter
-
-
-def linear_layers(config: GemmaConfig) -> dict[str, tuple[int, int]]:
-    """(values in, values out) of the matrices in one layer, by their names."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads * config.head_dim
-    key_heads = config.num_key_value_heads * config.head_dim
-    return {
-        "self_attn.q_proj": (hidden, heads),
-        "self_attn.k_proj": (hidden, key_heads),
-        "self_attn.v_proj": (hidden, key_heads),
-        "self_attn.o_proj": (heads, hidden),
-        "mlp.gate_proj": (hidden, inner),
-        "mlp.up_proj": (hidden, inner),
-        "mlp.down_proj": (inner, hidden),
-    }
 
 
 def expected_adapter(about: AdapterConfig, config: ModelConfig) -> Shapes | None:
@@ -198,19 +185,23 @@ def expected_adapter(about: AdapterConfig, config: ModelConfig) -> Shapes | None
     lora = about.lora_parameters
     if not isinstance(config, GemmaConfig) or lora is None or about.fine_tune_type == "full":
         return None
-    layers = linear_layers(config)
-    keys = list(layers) if lora.keys is None else lora.keys
-    if not set(keys) <= set(layers):
-        return None
-    expected = {}
-    for n in range(config.num_hidden_layers)[-max(about.num_layers, 0) :]:
-        for key in keys:
-            name, (n_in, n_out) = f"model.layers.{n}.{key}", layers[key]
+    n_layers = config.num_hidden_layers
+    adapted = range(n_layers)[-max(about.num_layers, 0) :]
+    expected: dict[str, tuple[int, ...]] = {}
+    keys = set()
+    for tensor, shape in expected_shapes(config).items():
+        found = re.fullmatch(r"(model\.layers\.(\d+)\.(.+_proj))\.weight", tensor)
+        if not found:
+            continue
+        name, n, key = found.groups()
+        keys.add(key)
+        if int(n) in adapted and (lora.keys is None or key in lora.keys):
+            n_out, n_in = shape
             expected[f"{name}.lora_a"] = (n_in, lora.rank)
             expected[f"{name}.lora_b"] = (lora.rank, n_out)
             if about.fine_tune_type == "dora":
                 expected[f"{name}.m"] = (n_out,)
-    return expected
+    return expected if keys.issuperset(lora.keys or []) else None
 
 
 def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes) -> None:
@@ -252,8 +243,6 @@ def check_adapter(adapter: Path, model: str, config: ModelConfig) -> None:
     Known from config.json alone, so for a model that is still to be downloaded and for a
     quantised one too.
     """
-    if (Path(model) / FUSED).is_file():
-        raise UserError(f"{model}: has its adapter in it already; set ADAPTER_PATH= for it")
     path = adapter / "adapters.safetensors"
     about = read_adapter_config(adapter)
     expected = expected_adapter(about, config)
@@ -261,6 +250,23 @@ def check_adapter(adapter: Path, model: str, config: ModelConfig) -> None:
         shapes(path, TRAIN_AGAIN)
     else:
         check_tensors(path, model, about, expected)
+
+
+def is_fused(folder: Path) -> bool:
+    """Whether fuse.sh made the model in a folder, or the GGUF file that the folder was made of."""
+    origin = folder / ORIGIN
+    made_here = origin.is_file() and read_json(origin, Origin, AGAIN).finetune == "slang"
+    return made_here or (folder / FUSED).is_file()
+
+
+def check_not_fused(folder: Path, model: str, adapter: Path) -> None:
+    """Raises UserError where a model would get its adapter a second time.
+
+    An adapter that was trained on the fused model itself is another one, and fits.
+    """
+    trained_on = read_adapter_config(adapter).model
+    if is_fused(folder) and not (trained_on and Path(trained_on).resolve() == folder.resolve()):
+        raise UserError(f"{model}: has its adapter in it already; set ADAPTER_PATH= for it")
 
 
 def need_files(adapter: Path) -> None:
@@ -287,6 +293,7 @@ def check(model: str, adapter: str | None, cache: Path = CACHE) -> tuple[str, Pa
     else:
         config = check_config(folder / "config.json")
     if adapter is not None:
+        check_not_fused(folder, model, Path(adapter))
         check_adapter(Path(adapter), model, config)
     return str(here or model), folder
 

@@ -3,15 +3,18 @@
 No weight is read and no MLX imported.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, TypeVar
 
 import msgspec
 
-from slang.errors import UserError
+from slang.errors import UserError, told
 
 Shapes = Mapping[str, tuple[int, ...]]  # by the tensors' names
+Size = Annotated[int, msgspec.Meta(ge=1)]
 T = TypeVar("T")
 
 
@@ -23,27 +26,30 @@ class ModelConfig(msgspec.Struct):
 
 
 class GemmaConfig(ModelConfig):
-    """What is read of a gemma3_text model's; what is left out is as in mlx_lm's ModelArgs."""
+    """The sizes of a gemma3_text model. What is left out is as in mlx_lm's ModelArgs."""
 
-    hidden_size: int = 1152
-    num_hidden_layers: int = 26
-    intermediate_size: int = 6912
-    num_attention_heads: int = 4
-    head_dim: int = 256
-    num_key_value_heads: int = 1
+    hidden_size: Size = 1152
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 26
+    intermediate_size: Size = 6912
+    num_attention_heads: Size = 4
+    head_dim: Size = 256
+    num_key_value_heads: Size = 1
+    sliding_window: Size = 512
+    sliding_window_pattern: Size = 6
+    vocab_size: Size = 262144
 
 
 class LoraParameters(msgspec.Struct):
     """`keys` are the layers' matrices that get an adapter; None is all of them."""
 
-    rank: Annotated[int, msgspec.Meta(ge=1)]
+    rank: Size
     scale: float
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     keys: list[str] | None = None
 
 
 class AdapterConfig(msgspec.Struct):
-    """What is read of an adapter_config.json, as mlx_lm.lora writes it."""
+    """adapter_config.json, as mlx_lm.lora writes it. `model` is what it was trained on."""
 
     num_layers: int
     lora_parameters: LoraParameters | None = None
@@ -58,9 +64,16 @@ class Index(msgspec.Struct):
 
 
 class Source(msgspec.Struct):
-    """source.json: what the person called the file that the folder was made of."""
+    """source.json of a folder that was made of a GGUF file: what the person calls that."""
 
     model: str
+    source: dict[str, str | int]
+
+
+class Origin(msgspec.Struct):
+    """origin.json beside it: the file's own `general.` metadata. We write "slang" as finetune."""
+
+    finetune: object = msgspec.field(default=None, name="general.finetune")
 
 
 class Tensor(TypedDict):
@@ -69,6 +82,21 @@ class Tensor(TypedDict):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+@contextmanager
+def one_line(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever another library raises becomes a UserError: `problem (what it said); remedy`."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(told(error)) from error
+        said = textwrap.shorten(str(error), 200, placeholder="…")
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise UserError(f"{problem} ({what}); {remedy}") from error
 
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:
@@ -93,22 +121,18 @@ def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
     """
     try:
         with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
-            text = file.read(start - 8) if start <= size else b""
-        if len(text) < start - 8:
-            raise ValueError("it ends too early")
-        entries = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if start > size:
+                raise ValueError("it ends too early")
+            entries = msgspec.json.decode(file.read(start - 8), type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        found = {name: msgspec.json.decode(raw, type=Tensor) for name, raw in entries.items()}
+        found = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
         if any(start + tensor["data_offsets"][1] > size for tensor in found.values()):
             raise ValueError("it ends too early")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not there; {remedy}") from None
-    except msgspec.DecodeError as error:
-        what = f"its header is broken: {error}"
-        raise UserError(f"{path}: not a whole safetensors file ({what}); {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from None
     return found, start
 
