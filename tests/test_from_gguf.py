@@ -20,8 +20,11 @@ from gguf import GGUFValueType, TokenType
 from mlx_lm.utils import load
 from tokenizers import Tokenizer
 
-from slang import gguf as exporter
 from slang.errors import UserError
+from slang.export.folder import read_config
+from slang.export.vocabulary import sentencepiece_scores
+from slang.export.weights import TYPES, quantize
+from slang.export.write import export
 from slang.models import from_gguf, gemma_270m
 from slang.models.find import check_model, typed
 
@@ -37,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported") / "model"
     shutil.copytree(ROOT / TINY, folder)
     shutil.copy(ROOT / "prompt.toml", folder)
-    return dict(zip(exporter.TYPES, exporter.export(folder, list(exporter.TYPES), "tiny"), strict=True))
+    return dict(zip(TYPES, export(folder, list(TYPES), "tiny"), strict=True))
 
 
 def rewritten(
@@ -63,7 +66,7 @@ def rewritten(
         if tensor.name == leave_out:
             continue
         if kind and len(tensor.shape) == 2 and tensor.shape[0] == 256:
-            data = exporter.quantize(np.array(tensor.data), kind)
+            data = quantize(np.array(tensor.data), kind)
             writer.add_tensor(tensor.name, data.reshape(len(tensor.data), -1), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -102,14 +105,14 @@ def test_bf16_gives_back_the_same_tensors(tmp_path: Path) -> None:
     shutil.copy(ROOT / "prompt.toml", folder)
     stored = {name: array.astype(mx.bfloat16) for name, array in original().items()}
     mx.save_safetensors(str(folder / "model.safetensors"), stored)
-    (path,) = exporter.export(folder, ["bf16"], "tiny")
+    (path,) = export(folder, ["bf16"], "tiny")
     _, weights = imported(path, tmp_path / "cache")
     for name, array in stored.items():
         lost = name if "norm" in name and not mx.array_equal(((1 + array.astype(mx.float32)) - 1), array) else ""
         assert lost or mx.array_equal(weights[name].view(mx.uint16), array.view(mx.uint16)), name
 
 
-@pytest.mark.parametrize("kind", exporter.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_exported_types(kind: str, exported: dict[str, Path], tmp_path: Path) -> None:
     folder, weights = imported(exported[kind], tmp_path)
     check_values(exported[kind], weights)
@@ -126,7 +129,7 @@ def test_other_types(kind: GGML, exported: dict[str, Path], tmp_path: Path) -> N
 
 def check_values(path: Path, weights: dict[str, mx.array]) -> None:
     """Each tensor is what `gguf` makes of the file's bytes, rounded to the dtype that it is stored in."""
-    names = {theirs: ours for ours, theirs in from_gguf.gguf_names(exporter.read_config(ROOT / TINY)).items()}
+    names = {theirs: ours for ours, theirs in from_gguf.gguf_names(read_config(ROOT / TINY)).items()}
     for tensor in gguf.GGUFReader(path).tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         values = values - 1 if values.ndim == 1 else values
@@ -141,7 +144,7 @@ def test_same_tokens_and_scores(exported: dict[str, Path], tmp_path: Path) -> No
     texts = [text, "<start_of_turn>user\n¿Qué  es   mae?<end_of_turn>\n", "\t\t x\n\n\n🙂 ñandú 12345", "<bos><unused1>"]
     for sample in texts:
         assert ours.encode(sample).ids == theirs.encode(sample).ids
-    scores = [exporter.sentencepiece_scores(place / "tokenizer.model") for place in (folder, ROOT / TINY)]
+    scores = [sentencepiece_scores(place / "tokenizer.model") for place in (folder, ROOT / TINY)]
     learnt = [piece for piece, score in scores[1].items() if score < 0]
     assert [scores[0][piece] for piece in learnt] == sorted((scores[0][piece] for piece in learnt), reverse=True)
 
@@ -149,7 +152,7 @@ def test_same_tokens_and_scores(exported: dict[str, Path], tmp_path: Path) -> No
 def test_exported_again_it_is_the_same_file(exported: dict[str, Path], tmp_path: Path) -> None:
     folder, _ = imported(exported["f32"], tmp_path)
     shutil.copy(ROOT / "prompt.toml", folder)
-    (again,) = exporter.export(folder, ["f32"], "tiny")
+    (again,) = export(folder, ["f32"], "tiny")
     first, second = gguf.GGUFReader(exported["f32"]), gguf.GGUFReader(again)
     for a, b in zip(first.tensors, second.tensors, strict=True):
         assert (a.name, a.tensor_type) == (b.name, b.tensor_type)
