@@ -83,6 +83,34 @@ def half(weights: dict) -> None:
             del weights[name]
 
 
+def in_header(edit: Callable[[dict], None]) -> Change:
+    """adapters.safetensors with another header before the same bytes."""
+
+    def change(folder: Path) -> None:
+        path = folder / "adapters.safetensors"
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        edit(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+
+    return change
+
+
+@in_header
+def overlapping(header: dict) -> None:
+    """Every lora_a is the first one."""
+    for name, tensor in header.items():
+        if name.endswith("down_proj.lora_a"):
+            tensor["data_offsets"] = header[DOWN]["data_offsets"]
+
+
+@in_header
+def longer(header: dict) -> None:
+    header[DOWN]["shape"] = [64, 8]
+
+
 def of_270m(folder: Path) -> None:
     edited("adapter_config.json", model=BASE)(folder)
     adapters(put(DOWN, mx.zeros((2048, 8))))(folder)
@@ -109,6 +137,11 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a header of another form": (
         written("adapters.safetensors", b"\x0c" + bytes(7) + b'{"a": [1, 2]'[:11] + b"}"),
         CUT,
+    ),
+    "tensors that overlap": (overlapping, CUT.replace("…", "… is not where it belongs")),
+    "a tensor that is longer than its shape": (
+        longer,
+        CUT.replace("…", "… is not where it belongs"),
     ),
     "no tensors": (adapters(dict.clear), f"{FIT}({MISSING}){FIT_REMEDY}"),
     "half of the layers": (adapters(half), f"{FIT}({MISSING}){FIT_REMEDY}"),
