@@ -10,14 +10,15 @@ from conftest import ROOT, TINY
 from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType
 
-from slang import gguf as exporter
+from slang.export.weights import quantize
+from slang.export.write import export
 
 
 def export_tiny(folder: Path, kinds: list[str]) -> dict[str, Path]:
     """The tiny model as a GGUF file of each type, in a new folder."""
     shutil.copytree(ROOT / TINY, folder)
     shutil.copy(ROOT / "prompt.toml", folder)
-    return dict(zip(kinds, exporter.export(folder, kinds, "tiny"), strict=True))
+    return dict(zip(kinds, export(folder, kinds, "tiny"), strict=True))
 
 
 def rewritten(
@@ -47,7 +48,7 @@ def rewritten(
         if tensor.name == leave_out:
             continue
         if kind and len(tensor.shape) == 2 and tensor.shape[0] == 256:
-            data = exporter.quantize(np.array(tensor.data), kind)
+            data = quantize(np.array(tensor.data), kind)
             writer.add_tensor(tensor.name, data.reshape(len(tensor.data), -1), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)

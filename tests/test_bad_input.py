@@ -231,9 +231,6 @@ FLAGS = [
     usage("./chat.sh pura vida", "chat.sh: one question at a time; put it in quotes"),
     usage("./chat.sh ' '", "chat.sh: the question is empty; leave it out for a conversation"),
     usage("./chat.sh --gguf", "chat.sh: --gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf"),
-    usage("./fuse.sh --save-path x", "fuse.sh: --save-path: set MODEL, ADAPTER_PATH or FUSED_PATH in its place"),
-    usage("{python} -m slang.gguf --check x --questions 0",
-          "python -m slang.gguf: error: --questions and --answers have to be 1 or more"),
     usage("{python} -m slang.evaluate --seed -1", "python -m slang.evaluate: error: --seed -1: give a whole number from 0"),
 ]  # fmt: skip
 
@@ -285,11 +282,7 @@ MODELS = [
     wrapper("adapter-path-empty", "./train.sh", "ADAPTER_PATH is empty; set it to a folder", ADAPTER_PATH=""),
     wrapper("adapter-path-is-a-file", "./train.sh", "{d}/a/prompt.toml: not a folder that can be written; set ADAPTER_PATH to "
             "another", ADAPTER_PATH="{d}/a/prompt.toml"),
-    wrapper("fused-path-holds-something-else", "./fuse.sh", "{d}/data: holds something that is not a model; set FUSED_PATH to "
-            "another folder", FUSED_PATH="{d}/data"),
     wrapper("no-such-gguf", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: not there; run ./fuse.sh, which writes it"),
-    wrapper("gguf-cut-off", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: llama.cpp can't load it (Failed to init server, "
-            "please check the input params.); export it again with ./fuse.sh", {"x.gguf": b"GGUF"}),
     wrapper("no-such-run", "./evaluate.sh --compare A B", "A: no such run in {d}/results (there: none)"),
     wrapper("run-cut-off", "./evaluate.sh --compare A A", "{d}/results/A.json: not a run of this version of evaluate.sh; "
             "evaluate again", {"results/A.json": b"{"}),
@@ -322,9 +315,7 @@ MACHINE = [
     *(on_disk(f"read-only-disk-{variable.lower()}", READ_ONLY, command,
               f"{{d}}/disk/x: not a folder that can be written; set {variable} to another", files=adapter(),
               environment={"MODEL": TINY, "ADAPTER_PATH": "{d}/a", "DATA": "{d}/data", variable: "{d}/disk/x"})
-      for variable, command in (("ADAPTER_PATH", "./train.sh"), ("RESULTS", "./evaluate.sh"), ("FUSED_PATH", "./fuse.sh"))),
-    on_disk("full-disk-fuse", FULL, "./fuse.sh", "{d}/disk/x: 6 MB needed, 0 MB free; make room", files=adapter(),
-            environment={"MODEL": TINY, "ADAPTER_PATH": "{d}/a", "FUSED_PATH": "{d}/disk/x"}),
+      for variable, command in (("ADAPTER_PATH", "./train.sh"), ("RESULTS", "./evaluate.sh"))),
     Case("python-too-old", "./chat.sh", 1, "{d}/old: Python 3.11 or newer is needed; install it and set PYTHON, for instance "
          "PYTHON=python3.12 ./chat.sh", {"old": b"#!/bin/sh\nexit 1\n"}, lambda d: (d / "old").chmod(0o755),
          {"PYTHON": "{d}/old", "VENV": "{d}/venv"}),

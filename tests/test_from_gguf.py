@@ -19,7 +19,8 @@ from mlx_lm.utils import load
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from slang import gguf as exporter
+from slang.export.weights import TYPES
+from slang.export.write import export
 from slang.models import from_gguf
 from slang.models.find import check_model, typed
 
@@ -32,7 +33,7 @@ OTHER_TYPES = [GGML.Q4_1, GGML.Q5_0, GGML.Q5_1, GGML.Q2_K, GGML.Q3_K]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model as a GGUF file of every type that the exporter writes."""
-    return export_tiny(tmp_path_factory.mktemp("exported") / "model", list(exporter.TYPES))
+    return export_tiny(tmp_path_factory.mktemp("exported") / "model", list(TYPES))
 
 
 def original() -> dict[str, mx.array]:
@@ -61,7 +62,7 @@ def test_bf16_gives_back_the_same_tensors(tmp_path: Path) -> None:
     shutil.copy(ROOT / "prompt.toml", folder)
     stored = {name: array.astype(mx.bfloat16) for name, array in original().items()}
     mx.save_safetensors(str(folder / "model.safetensors"), stored)
-    (path,) = exporter.export(folder, ["bf16"], "tiny")
+    (path,) = export(folder, ["bf16"], "tiny")
     _, weights = imported(path, tmp_path / "cache")
     for name, array in stored.items():
         kept = mx.array_equal((1 + array.astype(mx.float32)) - 1, array)
@@ -69,7 +70,7 @@ def test_bf16_gives_back_the_same_tensors(tmp_path: Path) -> None:
             assert mx.array_equal(weights[name].view(mx.uint16), array.view(mx.uint16)), name
 
 
-@pytest.mark.parametrize("kind", exporter.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_exported_types(kind: str, exported: dict[str, Path], tmp_path: Path) -> None:
     folder, weights = imported(exported[kind], tmp_path)
     check_values(exported[kind], weights)
@@ -117,7 +118,7 @@ def test_same_tokens_and_scores(exported: dict[str, Path], tmp_path: Path) -> No
 def test_exported_again_it_is_the_same_file(exported: dict[str, Path], tmp_path: Path) -> None:
     folder, _ = imported(exported["f32"], tmp_path)
     shutil.copy(ROOT / "prompt.toml", folder)
-    (again,) = exporter.export(folder, ["f32"], "tiny")
+    (again,) = export(folder, ["f32"], "tiny")
     first, second = gguf.GGUFReader(exported["f32"]), gguf.GGUFReader(again)
     for a, b in zip(first.tensors, second.tensors, strict=True):
         assert (a.name, a.tensor_type) == (b.name, b.tensor_type)
