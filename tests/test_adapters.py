@@ -163,6 +163,10 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
         f"{FIT}(model.layers.9.mlp.down_proj.lora_a is one too many){FIT_REMEDY}",
     ),
     "a vector": (adapters(put(DOWN, mx.zeros(8))), f"{FIT}({DOWN} is 8, not 128 x 8){FIT_REMEDY}"),
+    "a number": (
+        adapters(put(DOWN, mx.array(8.0))),
+        f"{FIT}({DOWN} is one number, not 128 x 8){FIT_REMEDY}",
+    ),
     "of another model": (of_270m, OTHER),
     "config missing": (removed("adapter_config.json"), CONFIG.replace("…", "not there")),
     "config is no JSON": (written("adapter_config.json", b"{"), CONFIG),

@@ -133,7 +133,10 @@ def is_downloaded(folder: Path) -> bool:
 
 def is_known(model_type: str) -> bool:
     """Whether mlx_lm has such a model. Its folder is looked at: the import would take 2 s."""
-    folder = Path(importlib.util.find_spec("mlx_lm").submodule_search_locations[0]) / "models"
+    package = importlib.util.find_spec("mlx_lm")
+    if package is None:
+        raise UserError("mlx_lm: not installed; delete .venv and run this again")
+    folder = Path(package.submodule_search_locations[0]) / "models"
     if model_type.isidentifier() and (folder / f"{model_type}.py").is_file():
         return True
     from mlx_lm.utils import MODEL_REMAPPING
@@ -218,9 +221,10 @@ def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes
         elif want is None:
             what = f"{name} is one too many"
         else:
-            what = f"{name} is {' x '.join(map(str, have))}"
+            what = f"{name} is {' x '.join(map(str, have)) or 'one number'}"
             side = 0 if name.endswith("lora_a") else -1  # the other one is the rank
-            if have[side] != want[side] and about.model not in (None, model):
+            other_size = len(have) == len(want) and have[side] != want[side]
+            if other_size and about.model not in (None, model):
                 what = f"trained on another model than {model} ({what})"
                 remedy = f"set MODEL={about.model}, as its adapter_config.json says"
                 raise UserError(f"{path}: {what}; {remedy}")
