@@ -1,9 +1,11 @@
-"""Is the Gemma 3 270M that MLX gets the one in the GGUF file? The imported model beside the original file in llama.cpp.
+"""Is the Gemma 3 270M that MLX gets the one in the GGUF file? Compared in llama.cpp.
 
-Prints  tables of what was compared: the tokens of 22,000 texts and of whole chats, the next token's distribution, the tensors
-        and metadata of an export beside llama.cpp's own file, and what comes back of exported F32 and BF16 files
+Prints  tables of what was compared: the tokens of 22,000 texts and of whole chats, the next token's
+        distribution, the tensors and metadata of an export beside llama.cpp's own file, and what
+        comes back of exported F32 and BF16 files
 
-Run as: python benchmarks/real_gemma.py > benchmarks/real_gemma.md     fetches the model on first use, 238 MB
+Run as: python benchmarks/real_gemma.py > benchmarks/real_gemma.md
+        fetches the model on first use, 238 MB
 """
 
 import argparse
@@ -27,19 +29,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slang import dictionary, prompt  # noqa: E402
+from slang.export import write  # noqa: E402
 from slang.export.check import compare_next, next_tokens  # noqa: E402
 from slang.export.llama import SLOTS, LlamaCpp  # noqa: E402
 from slang.export.reference import next_logits, scale_as_llama_cpp  # noqa: E402
-from slang.export.write import export  # noqa: E402
 from slang.models import from_gguf, gemma_270m  # noqa: E402
 
 SEED = 7
 N_PROBS = 2048  # likeliest next tokens that are compared one by one
 LENGTHS = (8, 16, 32, 64, 128, 256, 511, 512, 513, 640)  # of running text; the window is 512
 N_QUESTIONS = 24  # short contexts beside them
-MARKUP = """<table> </table> <h1> <b> <i > </ < <0x41> <0x0A> [multimodal] [ <unused7> <start_of_turn> <end_of_turn> user
-model <bos> <eos> <pad> <unk> <mask> <image_soft_token> <start_of_image> \u2581 \u2581\u2581 [PAD1] <a\u00a0href="x"> &amp; <s>
-<|im_end|>""".split()
+MARKUP = """
+<table> </table> <h1> <b> <i > </ < <0x41> <0x0A> [multimodal] [ <unused7> <start_of_turn>
+<end_of_turn> user model <bos> <eos> <pad> <unk> <mask> <image_soft_token> <start_of_image> \u2581
+\u2581\u2581 [PAD1] <a\u00a0href="x"> &amp; <s> <|im_end|>
+""".split()
 EMOJI = ["\u200d", "\ufe0f", *map(chr, range(0x1F3FB, 0x1F400))]
 BLANKS = [" ", "\n", "\t"]
 
@@ -108,7 +112,10 @@ def texts(vocabulary: list[str]) -> dict[str, list[str]]:
 
 
 def chats(tokenizer) -> list[str]:
-    """Whole chats as the template renders them, without <bos>: with and without a system message, of one and of two turns."""
+    """Whole chats as the template renders them, without <bos>.
+
+    With and without a system message, of one and of two turns.
+    """
     asked = prompt.load(ROOT / "prompt.toml")
     rendered = []
     for n, entry in enumerate(entries()[::20]):
@@ -149,7 +156,10 @@ def contexts(tokenizer) -> list[list[int]]:
 
 
 def logprobs(folder: Path, some: list[list[int]]) -> list[np.ndarray]:
-    """MLX's log-probabilities of the next token behind each context, in float32 and with llama.cpp's embedding scale."""
+    """MLX's log-probabilities of the next token behind each context.
+
+    In float32 and with llama.cpp's embedding scale.
+    """
     net, _ = mlx_lm.load(str(folder))
     net.set_dtype(mx.float32)
     scale_as_llama_cpp(net)
@@ -171,7 +181,7 @@ def export(folder: Path, target: Path, kinds: list[str]) -> list[Path]:
     shutil.copytree(folder, target)
     shutil.copy(ROOT / "prompt.toml", target)
     with redirect_stdout(sys.stderr):
-        return export(target, kinds, "gemma-3-270m")
+        return write.export(target, kinds, "gemma-3-270m")
 
 
 def different_metadata(original: Path, ours: Path) -> Iterator[tuple[str, object, object]]:
@@ -220,9 +230,8 @@ def main() -> int:
     folder = gemma_270m.folder()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     _, wrapped = mlx_lm.load(str(folder), lazy=True)
-    print(
-        "# Gemma 3 270M: the imported model beside the original file\n\n    python benchmarks/real_gemma.py\n"
-    )
+    print("# Gemma 3 270M: the imported model beside the original file\n")
+    print("    python benchmarks/real_gemma.py\n")
 
     llama_cpp = LlamaCpp(original, n_ctx=1024, slots=SLOTS, gpu=False)
     print("## Tokens\n\n| texts | number | cut alike by llama.cpp and MLX |\n| --- | ---: | ---: |")
@@ -249,23 +258,21 @@ def main() -> int:
                 every(theirs_exact, len(ours[0])),
             ),
         }
-        print(
-            f"## The next token, behind {len(some)} contexts of {min(map(len, some))} to {max(map(len, some))} tokens\n"
-        )
-        print(
-            "| | mean KL, nats | largest KL | largest difference of a log-probability |\n| --- | ---: | ---: | ---: |"
-        )
+        shortest, longest = min(map(len, some)), max(map(len, some))
+        print(f"## The next token, behind {len(some)} contexts of {shortest} to {longest} tokens\n")
+        print("| | mean KL, nats | largest KL | largest difference of a log-probability |")
+        print("| --- | ---: | ---: | ---: |")
         for name, pair in rows.items():
             differences, kls = compare_next(*pair)
             print(f"| {name} | {abs(kls.mean()):.2g} | {kls.max():.2g} | {differences.max():.2g} |")
         n_tensors, alike, same = equal_tensors(original, q4_k_m)
-        print(f"\n## Exported as Q4_K_M, beside the original\n\n{n_tensors} tensors, {alike} of equal name, shape and type, "
-              f"{same} of equal bytes. Metadata that differ:\n\n| key | original | ours |\n| --- | --- | --- |")  # fmt: skip
+        print("\n## Exported as Q4_K_M, beside the original\n")
+        print(f"{n_tensors} tensors, {alike} of equal name, shape and type, {same} of equal bytes.")
+        print("Metadata that differ:\n\n| key | original | ours |\n| --- | --- | --- |")
         for key, before, after in different_metadata(original, q4_k_m):
             print(f"| {key} | {short(before)} | {short(after)} |")
-        print(
-            "\n## Exported and imported again\n\n| file | tensors | the same bit for bit |\n| --- | ---: | ---: |"
-        )
+        print("\n## Exported and imported again\n")
+        print("| file | tensors | the same bit for bit |\n| --- | ---: | ---: |")
         for path in (f32, bf16):
             again = from_gguf.folder_of(path, Path(place) / "cache")
             print("| {} | {} | {} |".format(path.stem.split("-")[-1], *same_weights(folder, again)))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run
+from test_adapters import ADAPTERS
 from test_models import MESSAGES
 
 from slang import prompt
@@ -532,5 +533,6 @@ def test_readme_shows_what_is_printed() -> None:
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1].split("\n## ")[0]
     shown = re.findall(r"^\| `+ ?(.*?) ?`+ \|", section, re.MULTILINE)
     told = [case.message for case in CASES] + [PIP, *MESSAGES]
+    told += [message for _, message in ADAPTERS.values()]
     assert len(shown) == 10
     assert not [text for text in shown if not any(text in message for message in told)]

@@ -1,4 +1,7 @@
-"""The real Gemma 3 270M, as it is imported, beside llama.cpp on the original file. `./test.sh --quick` leaves this out."""
+"""The real Gemma 3 270M, as it is imported, beside llama.cpp on the original file.
+
+`./test.sh --quick` leaves this out.
+"""
 
 import os
 import shutil
@@ -76,7 +79,7 @@ def test_tokens_are_those_of_llama_cpp(folder: Path, llama_cpp: LlamaCpp) -> Non
 def test_next_token_is_that_of_llama_cpp(
     folder: Path, llama_cpp: LlamaCpp, exported: dict[str, Path]
 ) -> None:
-    """Of the original file but for what llama.cpp rounds, and of the same weights as an F32 file exactly."""
+    """Of the original file but for what llama.cpp rounds; of an F32 file of it exactly."""
     _, wrapped = mlx_lm.load(str(folder), lazy=True)
     some = real_gemma.contexts(wrapped)
     ours = real_gemma.logprobs(folder, some)

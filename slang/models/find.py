@@ -82,6 +82,8 @@ def on_hugging_face(model: str) -> Path:
     Raises UserError where it is not there and can't be had.
     """
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model, re.ASCII)
+    if model.endswith(".gguf"):
+        raise UserError(f"{model}: no such file; check the name")
     if model.startswith("models/") or not named:
         raise UserError(f"{model}: no such folder; {TINY} is the one in this repository")
     from huggingface_hub import constants, model_info, snapshot_download
@@ -131,7 +133,10 @@ def is_downloaded(folder: Path) -> bool:
 
 def is_known(model_type: str) -> bool:
     """Whether mlx_lm has such a model. Its folder is looked at: the import would take 2 s."""
-    folder = Path(importlib.util.find_spec("mlx_lm").submodule_search_locations[0]) / "models"
+    package = importlib.util.find_spec("mlx_lm")
+    if package is None:
+        raise UserError("mlx_lm: not installed; delete .venv and run this again")
+    folder = Path(package.submodule_search_locations[0]) / "models"
     if model_type.isidentifier() and (folder / f"{model_type}.py").is_file():
         return True
     from mlx_lm.utils import MODEL_REMAPPING
@@ -216,9 +221,10 @@ def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes
         elif want is None:
             what = f"{name} is one too many"
         else:
-            what = f"{name} is {' x '.join(map(str, have))}"
+            what = f"{name} is {' x '.join(map(str, have)) or 'one number'}"
             side = 0 if name.endswith("lora_a") else -1  # the other one is the rank
-            if have[side] != want[side] and about.model not in (None, model):
+            other_size = len(have) == len(want) and have[side] != want[side]
+            if other_size and about.model not in (None, model):
                 what = f"trained on another model than {model} ({what})"
                 remedy = f"set MODEL={about.model}, as its adapter_config.json says"
                 raise UserError(f"{path}: {what}; {remedy}")
@@ -237,21 +243,6 @@ def read_adapter_config(adapter: Path) -> AdapterConfig:
     return about
 
 
-def check_adapter(adapter: Path, model: str, config: ModelConfig) -> None:
-    """Raises UserError where an adapter's files are missing or cut off, or it does not fit.
-
-    Known from config.json alone, so for a model that is still to be downloaded and for a
-    quantised one too.
-    """
-    path = adapter / "adapters.safetensors"
-    about = read_adapter_config(adapter)
-    expected = expected_adapter(about, config)
-    if expected is None:
-        shapes(path, TRAIN_AGAIN)
-    else:
-        check_tensors(path, model, about, expected)
-
-
 def is_fused(folder: Path) -> bool:
     """Whether fuse.sh made the model in a folder, or the GGUF file that the folder was made of."""
     origin = folder / ORIGIN
@@ -259,14 +250,26 @@ def is_fused(folder: Path) -> bool:
     return made_here or (folder / FUSED).is_file()
 
 
-def check_not_fused(folder: Path, model: str, adapter: Path) -> None:
-    """Raises UserError where a model would get its adapter a second time.
+def check_adapter(
+    adapter: Path, model: str, config: ModelConfig, folder: Path | None = None
+) -> None:
+    """Raises UserError where an adapter's files are missing or cut off, or it does not fit.
 
-    An adapter that was trained on the fused model itself is another one, and fits.
+    `model` is what the person calls it, `folder` where it is if that is another place. What is
+    known from config.json is checked here, so before a model is downloaded too.
     """
-    trained_on = read_adapter_config(adapter).model
-    if is_fused(folder) and not (trained_on and Path(trained_on).resolve() == folder.resolve()):
+    about = read_adapter_config(adapter)
+    folder = folder or Path(model)
+    # One that was trained on the fused model itself is not the one that is in it.
+    trained_on_it = about.model and Path(about.model).resolve() == folder.resolve()
+    if is_fused(folder) and not trained_on_it:
         raise UserError(f"{model}: has its adapter in it already; set ADAPTER_PATH= for it")
+    path = adapter / "adapters.safetensors"
+    expected = expected_adapter(about, config)
+    if expected is None:
+        shapes(path, TRAIN_AGAIN)
+    else:
+        check_tensors(path, model, about, expected)
 
 
 def need_files(adapter: Path) -> None:
@@ -293,8 +296,7 @@ def check(model: str, adapter: str | None, cache: Path = CACHE) -> tuple[str, Pa
     else:
         config = check_config(folder / "config.json")
     if adapter is not None:
-        check_not_fused(folder, model, Path(adapter))
-        check_adapter(Path(adapter), model, config)
+        check_adapter(Path(adapter), model, config, folder)
     return str(here or model), folder
 
 

@@ -3,6 +3,7 @@
 No weight is read and no MLX imported.
 """
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import msgspec
 from slang.errors import UserError, told
 
 Shapes = Mapping[str, tuple[int, ...]]  # by the tensors' names
+WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "U16": 2, "I16": 2}  # bytes a value
+WIDTHS |= {"F32": 4, "U32": 4, "I32": 4, "F64": 8, "U64": 8, "I64": 8}
 Size = Annotated[int, msgspec.Meta(ge=1)]
 T = TypeVar("T")
 
@@ -114,6 +117,19 @@ def read_object(path: Path, remedy: str) -> dict:
     return read_json(path, dict, remedy)
 
 
+def check_layout(tensors: Mapping[str, Tensor], n_bytes: int) -> None:
+    """Raises ValueError unless the tensors lie end to end within `n_bytes`, as their shapes ask."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = tensor["data_offsets"]
+        width = WIDTHS.get(tensor["dtype"])
+        if start != end or (width and stop - start != width * math.prod(tensor["shape"])):
+            raise ValueError(f"{name} is not where it belongs")
+        end = stop
+    if end > n_bytes:
+        raise ValueError("it ends too early")
+
+
 def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
     """The tensors of a safetensors file by name, and the byte from which their offsets count.
 
@@ -128,8 +144,7 @@ def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
             entries = msgspec.json.decode(file.read(start - 8), type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         found = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
-        if any(start + tensor["data_offsets"][1] > size for tensor in found.values()):
-            raise ValueError("it ends too early")
+        check_layout(found, size - start)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not there; {remedy}") from None
     except (ValueError, RecursionError) as error:

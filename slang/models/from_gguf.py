@@ -343,7 +343,7 @@ def name_of(path: Path, metadata: Metadata) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Make a folder and hold its lock; a second run waits, and finds what the first has made."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+    with open(folder / ".lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
