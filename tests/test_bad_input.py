@@ -232,7 +232,6 @@ FLAGS = [
     usage("./fuse.sh --save-path x", "fuse.sh: --save-path: set MODEL, ADAPTER_PATH or FUSED_PATH in its place"),
     usage("{python} -m slang.gguf --check x --questions 0",
           "python -m slang.gguf: error: --questions and --answers have to be 1 or more"),
-    usage("{python} -m slang.evaluate --seed -1", "python -m slang.evaluate: error: --seed -1: give a whole number from 0"),
 ]  # fmt: skip
 
 
@@ -300,12 +299,11 @@ OTHER = (
     "2048 x 8); set MODEL=mlx-community/gemma-3-270m-it-bf16, as its adapter_config.json says"
 )
 AGAIN = "copy or download the model again"
-SEVERAL = ("./chat.sh mae", "./evaluate.sh", "./fuse.sh")
+SEVERAL = ("./chat.sh mae", "./fuse.sh")
 NO_DATA = "{d}/data/train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first"
 FORBIDDEN = "no folder here, not downloaded yet, and HF_HUB_OFFLINE forbids it; unset that, or try MODEL=models/tiny-gemma3"
 MODELS = [
     wrapper("no-data", "./train.sh", NO_DATA, {}),
-    wrapper("no-data-to-evaluate", "./evaluate.sh", NO_DATA, {}),
     wrapper("empty-data", "./train.sh", "{d}/data/train.jsonl: no record in it; run make_jsonl.py and split_jsonl.py first",
             DATA | {"data/train.jsonl": b""}),
     wrapper("data-cut-off", "./train.sh",
@@ -313,8 +311,6 @@ MODELS = [
             DATA | {"data/valid.jsonl": b"mae\n"}),
     wrapper("data-of-another-prompt", "./train.sh", "{d}/data/train.jsonl:1: made with another system prompt than prompt.toml "
             "has; run make_jsonl.py and split_jsonl.py again", OTHER_DATA),
-    wrapper("test-data-of-another-prompt", "./evaluate.sh", "{d}/data/test.jsonl:1: made with another system prompt than "
-            "{d}/a/prompt.toml has; run make_jsonl.py and split_jsonl.py again", adapter() | OTHER_DATA),
     *(wrapper(f"no-adapter-{c.split()[0][2:-3]}", c, NO_ADAPTER, DATA) for c in SEVERAL),
     *(wrapper(f"adapter-cut-off-{c.split()[0][2:-3]}", c, CUT, adapter(ADAPTER[:-1])) for c in SEVERAL),
     *(wrapper(f"adapter-of-another-model-{c.split()[0][2:-3]}", c, OTHER, adapter(OF_270M)) for c in SEVERAL),
@@ -363,9 +359,6 @@ MODELS = [
     wrapper("no-such-gguf", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: not there; run ./fuse.sh, which writes it"),
     wrapper("gguf-cut-off", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: llama.cpp can't load it (Failed to init server, "
             "please check the input params.); export it again with ./fuse.sh", {"x.gguf": b"GGUF"}),
-    wrapper("no-such-run", "./evaluate.sh --compare A B", "A: no such run in {d}/results (there: none)"),
-    wrapper("run-cut-off", "./evaluate.sh --compare A A", "{d}/results/A.json: not a run of this version of evaluate.sh; "
-            "evaluate again", {"results/A.json": b"{"}),
 ]  # fmt: skip
 
 
