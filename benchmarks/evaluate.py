@@ -29,7 +29,7 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import model_files, prompt
+from slang import jsonl, model_files, prompt
 from slang.evaluate import measure, quiz, scoring
 from slang.evaluate.tokens import answer_tokens, prompt_tokens
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     model = str(model_files.find(args.model))
     its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
     rows = {
-        name: quiz.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
+        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
     }
     items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
     total = len(items)

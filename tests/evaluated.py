@@ -29,7 +29,7 @@ SENTENCES = [
 def rows(*pairs: tuple[str, str]) -> list[dict]:
     """Records of slangs and meanings, in several question forms."""
     return [
-        {"slang": slang, "meaning": meaning, "messages": PROMPT.train(slang, meaning, i % 3)}
+        {"slang": slang, "meaning": meaning, "messages": PROMPT.row(slang, meaning, i % 3)}
         for i, (slang, meaning) in enumerate(pairs)
     ]
 

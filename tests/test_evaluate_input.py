@@ -123,7 +123,7 @@ EARLY = {
     "question": (
         lambda folder: None,
         ["--ask", "x<end_of_turn>"],
-        "--ask 'x<end_of_turn>': special token '<end_of_turn>' in the text; take it out",
+        "the question 'Qué significa en Costa Rica \"x<end_of_turn>\"?': special token",
     ),
 }
 

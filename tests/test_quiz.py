@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT
 from evaluated import PROMPT, rows
 
-from slang.dictionary import Entry, entries, key
+from slang import jsonl
+from slang.dictionary import Entry, entries, normalized
 from slang.errors import UserError
 from slang.evaluate import quiz
 
@@ -65,15 +66,15 @@ def test_a_sample_keeps_its_slangs_when_one_is_added():
 
 def test_control_rows_are_everyday_spanish_without_slang():
     """Phrases only: slangs of one word (azul, gato) are everyday words in another sense too."""
-    records = quiz.read(ROOT / "data/control.jsonl")
+    records = jsonl.read(ROOT / "data/control.jsonl")
     dictionary = entries(ROOT / "data/source_augmented.txt")
-    slangs = {key(entry.slang) for entry in dictionary if isinstance(entry, Entry)}
+    slangs = {normalized(entry.slang) for entry in dictionary if isinstance(entry, Entry)}
     phrases = [f" {slang} " for slang in slangs if len(slang.split()) > 1 and len(slang) > 6]
     assert len(records) >= 60
     assert len({record["messages"][0]["content"] for record in records}) == len(records)
     for record in records:
         assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
-        words = key(" ".join(message["content"] for message in record["messages"]))
+        words = normalized(" ".join(message["content"] for message in record["messages"]))
         assert not [phrase for phrase in phrases if phrase in f" {words} "], words
 
 
@@ -82,11 +83,11 @@ def test_everyday_rows_are_not_those_that_measure_the_damage():
 
     def runs(path):
         found = set()
-        for record in quiz.read(path):
+        for record in jsonl.read(path):
             for message in record["messages"]:
-                words = key(message["content"]).split()
+                words = normalized(message["content"]).split()
                 found |= {tuple(words[n : n + 5]) for n in range(len(words) - 4)}
         return found
 
     assert not runs(ROOT / "data/everyday.jsonl") & runs(ROOT / "data/control.jsonl")
-    assert len(quiz.read(ROOT / "data/everyday.jsonl")) == 300
+    assert len(jsonl.read(ROOT / "data/everyday.jsonl")) == 300

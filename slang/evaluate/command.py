@@ -37,10 +37,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slang import files, jsonl, model_files, prompt
-from slang.dictionary import key
-from slang.errors import UserError
+from slang.dictionary import normalized
 from slang.evaluate import page, quiz, results, statistics
-from slang.text import unusable
 
 CONTROL = Path(__file__).parents[2] / "data/control.jsonl"
 PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy")
@@ -201,7 +199,7 @@ def checked(args: argparse.Namespace) -> Task:
     for path in (data / "control.jsonl", CONTROL):
         if path.exists():
             paths["control"] = path
-            loss_rows["control"] = quiz.read(path)
+            loss_rows["control"] = jsonl.read(path)
             break
     return Task(
         folder=folder,
@@ -211,21 +209,14 @@ def checked(args: argparse.Namespace) -> Task:
         items=sampled(items, lambda item: item.slang, args),
         slangs=len(items),
         loss_rows={name: sampled(some, jsonl.slang, args) for name, some in loss_rows.items()},
-        questions=[question(its_prompt, text) for text in args.ask],
+        questions=[prompt.question(its_prompt, text) for text in args.ask],
     )
 
 
 def sampled(values: list, slang_of, args: argparse.Namespace) -> list:
     """Those of --sample slangs, drawn by the seed; all without it."""
-    chosen = quiz.sample([key(slang_of(value)) for value in values], args.sample, args.seed)
-    return [value for value in values if key(slang_of(value)) in chosen]
-
-
-def question(its_prompt: prompt.Prompt, text: str) -> str:
-    """What a text of --ask asks. Raises UserError where it must not reach the chat template."""
-    if problem := unusable(text, breaks=True):
-        raise UserError(f"--ask {text!r}: {problem}")
-    return prompt.question(its_prompt, text)
+    chosen = quiz.sample([normalized(slang_of(value)) for value in values], args.sample, args.seed)
+    return [value for value in values if normalized(slang_of(value)) in chosen]
 
 
 def found_model(args: argparse.Namespace) -> tuple[str, str]:

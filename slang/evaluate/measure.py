@@ -7,7 +7,7 @@ from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
 from slang import jsonl
-from slang.dictionary import key
+from slang.dictionary import normalized
 from slang.evaluate.quiz import CLOSE, NEW, Item
 from slang.evaluate.results import MODELS, Answer, ItemResult, Losses
 from slang.evaluate.scoring import MAX_ANSWER_TOKENS, Models, Question, Reply, ask
@@ -53,7 +53,7 @@ def sums_by_slang(
     """results.Sums of each slang of a file."""
     sums: dict[str, np.ndarray] = {}
     for record, question, reply in zip(rows, questions, replies, strict=True):
-        slang = key(jsonl.slang(record))
+        slang = normalized(jsonl.slang(record))
         more = loss_sums(tokenizer, question.answers[0], reply.losses[0])
         sums[slang] = sums.get(slang, 0) + more
     return {slang: sums[slang].tolist() for slang in sorted(sums)}
@@ -124,7 +124,7 @@ def is_whole(text: str, capped: bool) -> bool:
 
     It has a beginning and an end, and no three words twice in a row.
     """
-    words = key(text).split()
+    words = normalized(text).split()
     repeats = any(words[n : n + 3] == words[n + 3 : n + 6] for n in range(len(words) - 5))
     begins = text[:1].isupper() or text[:1] in "¿¡"
     return not capped and begins and text[-1:] in ".!?…" and len(words) > 1 and not repeats
@@ -143,7 +143,7 @@ def judge_answer(
     scores, neutral  negative log-likelihoods in nats, by meaning
     """
     likeness = chrf.sentence_score(text, item.references).score if text else 0.0
-    exact = key(text) in {key(reference) for reference in item.references}
+    exact = normalized(text) in {normalized(reference) for reference in item.references}
     chosen = {name: choose(four, scores, neutral) for name, four in item.quizzes.items()}
     return Answer(
         answer=text,

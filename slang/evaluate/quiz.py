@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from slang import jsonl
-from slang.dictionary import Problem, key, synonyms
+from slang.dictionary import normalized, synonyms
 from slang.errors import UserError
 from slang.prompt import Messages, Prompt, differs
 
@@ -63,29 +63,19 @@ def need(path: Path) -> None:
         )
 
 
-def read(
-    path: Path, made_with: Prompt | None = None, prompt_file: Path | None = None
-) -> list[dict]:
-    """All records of a JSONL file.
+def read(path: Path, its_prompt: Prompt, prompt_file: Path) -> list[jsonl.Record]:
+    """All records of a JSONL file that was made with a prompt.
 
-    Raises UserError naming the first line that can't be used, or was made with another prompt than
-    `made_with`, which stands in `prompt_file`.
+    Raises UserError naming the lines that can't be used, or the first of another prompt.
     """
-    need(path)
-    rows = []
-    for item in jsonl.records(path):
-        if isinstance(item, Problem):
-            raise UserError(str(item))
-        line, _, _, record = item
-        if made_with and (what := differs(made_with, record)):
+    records = jsonl.read(path)
+    for row in jsonl.records(path):
+        if what := differs(its_prompt, row.record):
             raise UserError(
-                f"{path}:{line}: made with {what} than {prompt_file} has; "
+                f"{path}:{row.line}: made with {what} than {prompt_file} has; "
                 "run make_jsonl.py and split_jsonl.py again"
             )
-        rows.append(record)
-    if not rows:
-        raise UserError(f"{path}: no record in it; run make_jsonl.py and split_jsonl.py first")
-    return rows
+    return records
 
 
 def stems(text: str) -> set[str]:
@@ -93,7 +83,7 @@ def stems(text: str) -> set[str]:
 
     It joins cerveza and cervezas.
     """
-    return {word[:5] for word in key(text).split() if len(word) > 3}
+    return {word[:5] for word in normalized(text).split() if len(word) > 3}
 
 
 def likeness(meanings: list[list[str]]) -> np.ndarray:
@@ -114,10 +104,10 @@ def likeness(meanings: list[list[str]]) -> np.ndarray:
 
 
 def same_meaning() -> dict[str, set[str]]:
-    """Each slang of SYNONYMS, as `key` spells it, with all that a group of it holds."""
+    """Each slang of SYNONYMS, as `normalized` spells it, with all that a group of it holds."""
     same: dict[str, set[str]] = defaultdict(set)
     for group in synonyms(SYNONYMS):
-        keys = {key(slang) for slang in group}
+        keys = {normalized(slang) for slang in group}
         for slang in keys:
             same[slang] |= keys
     return same
@@ -127,7 +117,7 @@ def same_meaning() -> dict[str, set[str]]:
 class Table:
     """The slangs of some data, in alphabetical order, and what there is to choose from."""
 
-    names: dict[str, str]  # as they are spelled, by what `key` makes of them
+    names: dict[str, str]  # as they are spelled, by what `normalized` makes of them
     trained: dict[str, list[str]]  # wordings in train.jsonl
     new: dict[str, list[str]]  # wordings that are not
 
@@ -144,7 +134,7 @@ def read_table(train: list[dict], others: list[dict]) -> Table:
     table = Table({}, defaultdict(list), defaultdict(list))
     for records, wordings in ((train, table.trained), (others, table.new)):
         for record in records:
-            slang = key(jsonl.slang(record))
+            slang = normalized(jsonl.slang(record))
             meaning = jsonl.answer(record)
             table.names.setdefault(slang, jsonl.slang(record))
             if meaning not in wordings[slang] and meaning not in table.trained[slang]:
