@@ -29,9 +29,10 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import jsonl, model_files, prompt
+from slang import jsonl, prompt
 from slang.evaluate import measure, quiz, scoring
 from slang.evaluate.tokens import answer_tokens, prompt_tokens
+from slang.models import find
 
 LIMIT = 1e-3  # nats
 
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--data", default="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
-    model = str(model_files.find(args.model))
+    model = str(find.find(args.model))
     its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
     rows = {
         name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")

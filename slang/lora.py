@@ -55,9 +55,10 @@ from mlx_lm.tuner.utils import (
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from slang import cpu, jsonl, model_files, prompt
+from slang import cpu, jsonl, prompt
 from slang.errors import Problem, UserError, told
 from slang.files import replacing
+from slang.models import find as model_files
 
 PAD_TO = 8  # tokens, where shapes are not planned
 CHUNK = 32  # batches that are sorted by length together
@@ -1095,7 +1096,7 @@ def main(argv: list[str] | None = None) -> int:
                 run(args)
         else:
             run(args)
-    except (UsageError, UserError, model_files.Unusable) as error:
+    except (UsageError, UserError, model_files.UserError) as error:
         if mx.distributed.init().rank() == 0:
             print(error, file=sys.stderr)
         return 1

@@ -138,8 +138,7 @@ def test_cheap_checks_come_before_the_model_and_mlx_lms_tests(
     shutil.copytree(data, folder)
     edit(folder)
     before = sorted(tmp_path.rglob("*"))
-    for dear in ("found_model", "judged_run"):
-        monkeypatch.setattr(command, dear, lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(command.find, "check", lambda *_: pytest.fail("too late"))
     filled = [flag.replace("{d}", str(folder)) for flag in more]
     where = ["--results", str(tmp_path / "results")]
     with pytest.raises(UserError) as error:

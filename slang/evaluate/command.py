@@ -36,9 +36,10 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from slang import files, jsonl, model_files, prompt
+from slang import files, jsonl, prompt
 from slang.dictionary import normalized
 from slang.evaluate import page, quiz, results, statistics
+from slang.models import find
 
 CONTROL = Path(__file__).parents[2] / "data/control.jsonl"
 PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy")
@@ -153,7 +154,7 @@ class Task:
 def evaluate(args: argparse.Namespace) -> int:
     """Check, measure, write, print."""
     task = checked(args)
-    model, name = found_model(args)
+    model, _ = find.check(args.model, args.adapter_path, Path(args.cache))
 
     # Here, so that --help, --compare and all that is checked above start without MLX.
     from slang.evaluate import measure, scoring, stock
@@ -168,7 +169,7 @@ def evaluate(args: argparse.Namespace) -> int:
     measured = measure.measure(models, task.items, task.loss_rows, chats)
     seconds = round(time.monotonic() - started, 1)
 
-    run = judged_run(args, task, measured, printed, name, seconds)
+    run = judged_run(args, task, measured, printed, find.typed(model), seconds)
     written = write(run, args, task.folder)
     print(page.run_text(run))
     print(f"\n{run.label}: {', '.join(map(str, written))}")
@@ -188,7 +189,7 @@ def checked(args: argparse.Namespace) -> Task:
     for path in paths.values():
         quiz.need(path)
 
-    model_files.need_files(Path(args.adapter_path))
+    find.need_files(Path(args.adapter_path))
     prompt_file = Path(args.adapter_path) / "prompt.toml"
     its_prompt = prompt.load(prompt_file)
     rows = {name: quiz.read(path, its_prompt, prompt_file) for name, path in paths.items()}
@@ -217,19 +218,6 @@ def sampled(values: list, slang_of, args: argparse.Namespace) -> list:
     """Those of --sample slangs, drawn by the seed; all without it."""
     chosen = quiz.sample([normalized(slang_of(value)) for value in values], args.sample, args.seed)
     return [value for value in values if normalized(slang_of(value)) in chosen]
-
-
-def found_model(args: argparse.Namespace) -> tuple[str, str]:
-    """(what mlx_lm is to load, what a person calls it), with the adapter checked against it."""
-    here = model_files.local(args.model, Path(args.cache))
-    folder = here or model_files.on_hugging_face(args.model)
-    if here or any(folder.glob("model*.safetensors")):
-        config = model_files.check_model(folder)
-    else:  # still to be downloaded
-        config = model_files.read_object(folder / "config.json", model_files.AGAIN)
-    model_files.check_adapter(Path(args.adapter_path), args.model, config)
-    model = str(here or args.model)
-    return model, model_files.typed(model)
 
 
 def test_losses(losses: results.Losses, printed: list[str], n_rows: int) -> results.TestLosses:

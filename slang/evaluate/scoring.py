@@ -11,15 +11,15 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from huggingface_hub import snapshot_download
 from mlx.utils import tree_unflatten
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model, load, load_model
+from mlx_lm.utils import dequantize_model, load_model
 from tqdm import tqdm
 
 from slang import cpu
 from slang.evaluate.batch import Batch, Reading, read_prompts
 from slang.evaluate.tokens import answer_tokens, common_prefix, padded, prompt_tokens, stop_tokens
+from slang.models import find
+from slang.models.load import add_adapter, dequantized, load
 from slang.prompt import Messages
 
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
@@ -45,25 +45,21 @@ class Models:
 
 
 def load_models(path: str, adapter_path: str) -> Models:
-    """The base model and the adapted one, in float32 on a CPU.
+    """The base model and the adapted one, in float32 on a CPU. Raises UserError for a bad adapter.
 
     MLX multiplies bfloat16 matrices about 18 times slower on a CPU. A quantised base is computed
     unquantised there: an adapter that is fused into its weights must not be rounded with them.
     """
     base, tokenizer = load(path)
-    if Path(path).exists():
-        folder = Path(path)
-    else:
-        folder = Path(snapshot_download(path, local_files_only=True))
-    adapted, _ = load_model(folder, lazy=True)  # its weights are never read: it gets those of base
+    # Its weights are never read: it gets those of the base.
+    adapted, _ = load_model(find.find(path), lazy=True)
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu:
         cpu.to_float32(base)
-        base = dequantize_model(base)
-        mx.eval(base.parameters())
+        base = dequantized(base)
         adapted = dequantize_model(adapted)
     adapted.update(base.parameters())
-    load_adapters(adapted, adapter_path)
+    add_adapter(adapted, Path(adapter_path), path)
     if on_cpu:
         adapted.set_dtype(mx.float32)
         # One product in place of three. In float32 the sum of both is as good as the two apart.
