@@ -1,7 +1,8 @@
-"""The choices of every question scored by slang/evaluate, against one by one through mlx_lm's public functions.
+"""The choices of every question scored by slang/evaluate, against one by one through mlx_lm.
 
-Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each choice one pass of the
-model over prompt and choice. The two must agree to 1e-3 nats before their times count.
+Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each
+choice one pass of the model over prompt and choice. The two must agree to 1e-3 nats before their
+times count.
 
 Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapters --slangs 40
 
@@ -12,13 +13,15 @@ Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapte
     slang.evaluate, choices  and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
     the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
 
-(Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s; the ratio is of these.
-The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one float32 on a CPU, see slang/cpu.py.)
+(Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s;
+the ratio is of these. The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one
+float32 on a CPU, see slang/cpu.py.)
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,78 +29,91 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import prompt
+from slang import jsonl, prompt
 from slang.evaluate import measure, quiz, scoring
-from slang.models import find as model_files
+from slang.evaluate.tokens import answer_tokens, prompt_tokens
+from slang.models import find
+
+LIMIT = 1e-3  # nats
 
 
-class NoBar:
-    def update(self, _):
-        pass
-
-
-def one_by_one(net, tokenizer, items) -> list[list[float]]:
-    """Mean NLL in nats of each choice up to <end_of_turn>."""
-    end = tokenizer.convert_tokens_to_ids(scoring.END_OF_TURN)
+def one_by_one(net, tokenizer, items: list[quiz.Item]) -> list[list[float]]:
+    """Mean NLL in nats of each choice of each item, up to <end_of_turn>."""
     scores = []
     for item in items:
         scores.append([])
-        for choice in item.candidates():
-            asked = tokenizer.apply_chat_template(item.messages, add_generation_prompt=True)
-            tokens = tokenizer.apply_chat_template([*item.messages, {"role": "assistant", "content": choice}])
-            tokens = tokens[: len(asked) + tokens[len(asked) :].index(end) + 1]
-            logits = net(mx.array([tokens[:-1]]))[0, len(asked) - 1 :].astype(mx.float32)
-            chosen = mx.take_along_axis(logits, mx.array(tokens[len(asked) :])[:, None], axis=-1)[:, 0]
+        (start,) = prompt_tokens(tokenizer, [item.messages])
+        for answer in answer_tokens(tokenizer, item.messages, item.candidates()):
+            tokens = [*start, *answer[:-1]]
+            logits = net(mx.array([tokens]))[0, len(start) - 1 :].astype(mx.float32)
+            chosen = mx.take_along_axis(logits, mx.array(answer)[:, None], axis=-1)[:, 0]
             scores[-1].append((mx.logsumexp(logits, axis=-1) - chosen).mean().item())
     return scores
 
 
+def together(models: scoring.Models, items: list[quiz.Item], generate: bool) -> list[list[float]]:
+    """The same by slang.evaluate, with the greedy answer too if wanted."""
+    asked = measure.quiz_questions(models.tokenizer, items)
+    questions = [each.question for each in asked if each.purpose == "item"]
+    for question in questions:
+        question.generate = generate
+    replies = scoring.ask(models.adapted, models.tokenizer, questions)
+    return [[float(loss.mean()) for loss in reply.losses] for reply in replies]
+
+
+def timed(work: Callable[[], list[list[float]]]) -> tuple[list[list[float]], float, float]:
+    """(what it gives, wall seconds, CPU seconds)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    return found, time.perf_counter() - wall, time.process_time() - cpu
+
+
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
     p.add_argument("--adapter-path", default="adapters/demo")
     p.add_argument("--data", default="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
-    args.model = str(model_files.find(args.model))
+    model = str(find.find(args.model))
     its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
-    rows = {name: quiz.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")}
+    rows = {
+        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
+    }
     items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
     total = len(items)
     items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
 
-    model = scoring.Model(args.model, args.adapter_path)
-    net, tokenizer = load(args.model, adapter_path=args.adapter_path)
+    models = scoring.load_models(model, args.adapter_path)
+    net, tokenizer = load(model, adapter_path=args.adapter_path)
     if mx.default_device() == mx.cpu:
         net.set_dtype(mx.float32)
     one_by_one(net, tokenizer, items[:2])  # both are warm
-
-    wall, cpu = time.perf_counter(), time.process_time()
-    theirs = one_by_one(net, tokenizer, items)
-    theirs_s = time.perf_counter() - wall, time.process_time() - cpu
-
-    sides = {
-        "slang.evaluate, choices ": (False, scoring.in_numpy),
-        "slang.evaluate, choices  and greedy answers": (True, scoring.in_numpy),
-        "the same with MLX's kernels": (True, lambda _: False),
-    }
-    times = {}
-    for name, (generate, scoring.in_numpy) in sides.items():
-        wall, cpu = time.perf_counter(), time.process_time()
-        questions = [asked.question for asked in measure.quiz_questions(model, items) if asked.purpose == "item"]
-        for question in questions:
-            question.generate = generate
-        ours = {i: [loss.mean() for loss in losses] for i, losses, _ in scoring.study(model, "adapted", questions, NoBar())}
-        times[name] = (time.perf_counter() - wall, time.process_time() - cpu)
-        gap = np.abs(np.concatenate(theirs) - np.concatenate([ours[i] for i in range(len(items))])).max()
-        if gap > 1e-3:
-            print(f"{name}: differs by {gap:.4f} nats from mlx_lm; its time says nothing", file=sys.stderr)
+    theirs, *seconds = timed(lambda: one_by_one(net, tokenizer, items))
+    times = {"mlx_lm, one choice at a time": seconds}
+    in_numpy = scoring.in_numpy
+    for name, generate, numpy in (
+        ("slang.evaluate, choices", False, in_numpy),
+        ("slang.evaluate, choices and greedy answers", True, in_numpy),
+        ("the same with MLX's kernels", True, lambda _: False),
+    ):
+        scoring.in_numpy = numpy
+        ours, *times[name] = timed(lambda generate=generate: together(models, items, generate))
+        gap = np.abs(np.concatenate(theirs) - np.concatenate(ours)).max()
+        if gap > LIMIT:
+            print(f"{name}: {gap:.4f} nats off mlx_lm; its time says nothing", file=sys.stderr)
             return 1
-    print(f"{len(items)} slangs, {sum(map(len, theirs))} choices, largest difference {gap:.1e} nats")
+    n = sum(map(len, theirs))
+    print(f"{len(items)} slangs, {n} choices, largest difference {gap:.1e} nats")
     print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}{'a slang':>9}{f'all {total}':>11}")
-    for name, (w, c) in {"mlx_lm, one choice at a time": theirs_s, **times}.items():
-        each = c / len(items)
-        print(f"{name:44}{w:8.1f}{c:8.1f}{c / theirs_s[1]:8.2f}{each:7.2f} s{total * each / 60:7.1f} min")
+    for name, (wall, cpu) in times.items():
+        ratio = cpu / seconds[1]
+        each = cpu / len(items)
+        print(
+            f"{name:44}{wall:8.1f}{cpu:8.1f}{ratio:8.2f}{each:7.2f} s{total * each / 60:7.1f} min"
+        )
     return 0
 
 

@@ -86,7 +86,7 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25", "--seed", seed]
     trained = ["-m", "slang.lora", "--train", "--resume", "--prompt", "prompt.toml", *place, *seldom, *setting.flags()]
     run(*trained, log=folder / "train.txt")
-    run("-m", "slang.evaluate", *place, "--output", folder / "part.json", log=folder / "evaluate.txt")
+    run("-m", "slang.evaluate", "--quick", *place, "--output", folder / "part.json", log=folder / "evaluate.txt")
     (folder / "part.json").rename(result)
 
 

@@ -1,1 +1,1 @@
-"""evaluate.sh: does the model know the slang? Baseline against adapted, over the same questions."""
+"""Does the model know the slang? Baseline against adapted, over the same questions."""

@@ -1,191 +1,248 @@
 """What a run asks both models, and what their scores and answers are worth."""
 
-import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
-from slang import jsonl, prompt
-from slang.dictionary import key
+from slang import jsonl
+from slang.dictionary import normalized
 from slang.evaluate.quiz import CLOSE, NEW, Item
-from slang.evaluate.results import WHO
-from slang.evaluate.scoring import MAX_ANSWER_TOKENS, Model, Question, in_numpy, study
+from slang.evaluate.results import MODELS, Answer, ItemResult, Losses
+from slang.evaluate.scoring import MAX_ANSWER_TOKENS, Models, Question, Reply, ask
+from slang.evaluate.tokens import (
+    answer_tokens,
+    end_of_turn,
+    prompt_tokens,
+    text_of,
+    tokens_behind,
+)
+from slang.prompt import Messages
 
-RESTS = 8  # meanings behind one neutral question
+MEANINGS = 8  # behind one neutral question
 RIGHT = 80  # chrF from which on an answer is a meaning in all but a word
+PAD = 0
+
+# ---------------------------------------------------------------------------------- loss of records
 
 
-def loss_questions(model: Model, rows: list[dict]) -> list[Question]:
-    """Each record's answer behind its question, with the pad token that `mlx_lm.lora --test` counts as a target too.
+def loss_questions(tokenizer, rows: list[dict]) -> list[Question]:
+    """Each record's answer behind its question, and the pad token behind it.
 
-    mlx_lm's mask reaches one past the row's last token (mlx_lm.tuner.trainer.default_loss).
+    `mlx_lm.lora --test` counts the pad token as a target too: its mask reaches one past the row's
+    last token (mlx_lm.tuner.trainer.default_loss).
     """
     chats = [row["messages"] for row in rows]
-    prompts = model.prompts([chat[:-1] for chat in chats])
-    return [Question(asked, [[*rest, 0]]) for asked, rest in zip(prompts, model.rests(chats, prompts), strict=True)]
+    prompts = prompt_tokens(tokenizer, [chat[:-1] for chat in chats])
+    answers = tokens_behind(tokenizer, chats, prompts)
+    return [
+        Question(start, [[*answer, PAD]]) for start, answer in zip(prompts, answers, strict=True)
+    ]
 
 
-def loss_sums(model: Model, rest: list[int], loss: np.ndarray) -> np.ndarray:
-    """(NLL, tokens) of the answer with its <end_of_turn>, (NLL, tokens) as mlx_lm counts them, NLL of the pad target."""
-    n = rest.index(model.end) + 1
-    return np.array([loss[:n].sum(), n, loss.sum(), len(rest), loss[-1]], np.float64)
+def loss_sums(tokenizer, answer: list[int], loss: np.ndarray) -> np.ndarray:
+    """What a record adds to results.Sums, (5,), from each token's loss in nats."""
+    n = answer.index(end_of_turn(tokenizer)) + 1
+    return np.array([loss[:n].sum(), n, loss.sum(), len(answer), loss[-1]], np.float64)
 
 
-def answers_of(model: Model, items: list[Item]) -> dict[str, list[int]]:
-    """The tokens of every meaning that comes up in a quiz, up to <end_of_turn>, by its text."""
-    texts = sorted({text for item in items for text in item.candidates()})
-    chats = [[*items[0].messages, {"role": "assistant", "content": text}] for text in texts]
-    (start,) = model.prompts([items[0].messages])
-    rests = model.rests(chats, [start] * len(texts))
-    return {text: rest[: rest.index(model.end) + 1] for text, rest in zip(texts, rests, strict=True)}
+def sums_by_slang(
+    tokenizer, rows: list[dict], questions: list[Question], replies: list[Reply]
+) -> dict[str, list[float]]:
+    """results.Sums of each slang of a file."""
+    sums: dict[str, np.ndarray] = {}
+    for record, question, reply in zip(rows, questions, replies, strict=True):
+        slang = normalized(jsonl.slang(record))
+        more = loss_sums(tokenizer, question.answers[0], reply.losses[0])
+        sums[slang] = sums.get(slang, 0) + more
+    return {slang: sums[slang].tolist() for slang in sorted(sums)}
+
+
+# ------------------------------------------------------------------------------------------ quizzes
 
 
 @dataclass
-class Asked:
-    """A question with the meanings that are scored behind it, and what it is for."""
+class QuizQuestion:
+    """A question of a quiz with the meanings that are scored behind it."""
 
-    purpose: str  # "item", "told" or "neutral"
-    index: int  # of the item; of the first item that asks this neutral question
-    texts: list[str]
+    purpose: str  # "item", "open book" or "neutral"
+    item: Item  # for "neutral" the first that asks it
+    meanings: list[str]
     question: Question
 
 
-Heard = tuple[Asked, list[np.ndarray], list[int]]  # with each meaning's losses, (tokens,), and the greedy answer
+def quiz_questions(tokenizer, items: list[Item]) -> list[QuizQuestion]:
+    """Each item's meanings behind its question, behind a neutral one, and with an open book."""
+    meanings = sorted({text for item in items for text in item.candidates()})
+    tokens = dict(zip(meanings, answer_tokens(tokenizer, items[0].messages, meanings), strict=True))
+
+    def behind(purpose: str, item: Item, chat: Messages, texts: list[str]) -> QuizQuestion:
+        (start,) = prompt_tokens(tokenizer, [chat])
+        question = Question(start, [tokens[text] for text in texts], generate=purpose == "item")
+        return QuizQuestion(purpose, item, texts, question)
+
+    questions = [behind("item", item, item.messages, item.candidates()) for item in items]
+    for item in items:
+        if item.seen and item.new_candidates():
+            questions.append(behind("open book", item, item.open_book, item.new_candidates()))
+    neutral: dict[str, tuple[Item, set[str]]] = {}
+    for item in items:
+        _, texts = neutral.setdefault(neutral_question(item), (item, set()))
+        texts.update(item.candidates())
+    for item, texts in neutral.values():
+        ordered = sorted(texts)
+        for start in range(0, len(ordered), MEANINGS):
+            some = ordered[start : start + MEANINGS]
+            questions.append(behind("neutral", item, item.neutral, some))
+    return questions
 
 
-def quiz_questions(model: Model, items: list[Item]) -> list[Asked]:
-    """What the quizzes need: each item's meanings behind its question, behind a neutral one, and behind what it is told."""
-    tokens = answers_of(model, items)
-
-    def ask(purpose: str, index: int, messages: prompt.Messages, texts: list[str], generate: bool = False) -> Asked:
-        (start,) = model.prompts([messages])
-        return Asked(purpose, index, texts, Question(start, [tokens[text] for text in texts], generate))
-
-    asked = [ask("item", i, item.messages, item.candidates(), generate=True) for i, item in enumerate(items)]
-    for i, item in enumerate(items):
-        texts = sorted({text for name in (NEW, NEW + CLOSE) for text in item.quizzes.get(name, [])})
-        if texts and item.seen:
-            asked.append(ask("told", i, item.told, texts))
-    neutral: dict[str, tuple[int, set[str]]] = {}
-    for i, item in enumerate(items):
-        neutral.setdefault(item.neutral[-1]["content"], (i, set()))[1].update(item.candidates())
-    for index, found in neutral.values():
-        texts = sorted(found)
-        for start in range(0, len(texts), RESTS):
-            asked.append(ask("neutral", index, items[index].neutral, texts[start : start + RESTS]))
-    return asked
+def neutral_question(item: Item) -> str:
+    """What its neutral chat asks."""
+    return item.neutral[-1]["content"]
 
 
-def picked(choices: list[str], scores: dict[str, float], neutral: dict[str, float]) -> tuple[int, list[float]]:
-    """(which meaning gains most by the question, how much likelier each is than behind a neutral one, in nats).
+def choose(
+    choices: list[str], scores: dict[str, float], neutral: dict[str, float]
+) -> tuple[int, list[float]]:
+    """(which meaning gains most by the question, what each gains in nats).
 
-    Some sentences are likelier than others whatever is asked; what they gain by the question is what it knows (the pointwise
-    mutual information of Holtzman et al. 2021, "Surface form competition"). NaN, and a tie, are not right.
+    scores, neutral  the meanings' negative log-likelihoods behind the question and behind a neutral
+    Some sentences are likelier than others whatever is asked. What they gain by the question is
+    what the model knows (the pointwise mutual information of Holtzman et al. 2021, "Surface form
+    competition"). The first is the right one. NaN, and a tie, are not right.
     """
     gains = [neutral[text] - scores[text] for text in choices]
-    return (0 if gains[0] > max(gains[1:]) else 1 + int(np.argmax(gains[1:]))), gains
+    if gains[0] > max(gains[1:]):
+        return 0, gains
+    return 1 + int(np.argmax(gains[1:])), gains
 
 
 def is_whole(text: str, capped: bool) -> bool:
-    """Whether an answer is a sentence that ended by itself: a beginning, an end, and no words over and over."""
-    words = key(text).split()
-    again = any(words[n : n + 3] == words[n + 3 : n + 6] for n in range(len(words) - 5))
+    """Whether an answer is a sentence that ended by itself.
+
+    It has a beginning and an end, and no three words twice in a row.
+    """
+    words = normalized(text).split()
+    repeats = any(words[n : n + 3] == words[n + 3 : n + 6] for n in range(len(words) - 5))
     begins = text[:1].isupper() or text[:1] in "¿¡"
-    return not capped and begins and text[-1:] in ".!?…" and len(words) > 1 and not again
+    return not capped and begins and text[-1:] in ".!?…" and len(words) > 1 and not repeats
 
 
-def judged(
-    model: Model, item: Item, scores: dict[str, float], neutral: dict[str, float], answer: list[int], chrf: CHRF
-) -> dict:
-    """What an item's scores and answer are worth; scores are negative log-likelihoods in nats, by meaning."""
-    text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
+def judge_answer(
+    item: Item,
+    text: str,
+    capped: bool,
+    scores: dict[str, float],
+    neutral: dict[str, float],
+    chrf: CHRF,
+) -> Answer:
+    """What an item's scores and answer are worth.
+
+    scores, neutral  negative log-likelihoods in nats, by meaning
+    """
     likeness = chrf.sentence_score(text, item.references).score if text else 0.0
-    exact = key(text) in {key(reference) for reference in item.references}
-    picks = {name: picked(choices, scores, neutral) for name, choices in item.quizzes.items()}
-    capped = len(answer) >= MAX_ANSWER_TOKENS
-    return {
-        "answer": text,
-        "picks": {name: pick for name, (pick, _) in picks.items()},
-        "gains": {name: gains for name, (_, gains) in picks.items()},
-        "chrf": likeness,
-        "exact": exact,
-        "right": exact or likeness >= RIGHT,
-        "whole": is_whole(text, capped),
-        "capped": capped,
-    }
+    exact = normalized(text) in {normalized(reference) for reference in item.references}
+    chosen = {name: choose(four, scores, neutral) for name, four in item.quizzes.items()}
+    return Answer(
+        answer=text,
+        picks={name: pick for name, (pick, _) in chosen.items()},
+        gains={name: gains for name, (_, gains) in chosen.items()},
+        chrf=likeness,
+        exact=exact,
+        right=exact or likeness >= RIGHT,
+        whole=is_whole(text, capped),
+        capped=capped,
+    )
 
 
-def measure(model: Model, items: list[Item], sets: dict[str, list[dict]], asks: list[prompt.Messages]) -> tuple[dict, list]:
-    """Fill `item.answers`; return the losses {set: {who: {slang: sums}}} and the answers to `asks`, a dict by who each."""
-    rows = {name: loss_questions(model, some) for name, some in sets.items()}
-    quizzes = quiz_questions(model, items)
-    talks = [Question(tokens, [], True) for tokens in model.prompts(asks)]
-    heard: dict[str, list] = {}
+@dataclass
+class Judged:
+    """What one model made of the quizzes, by slang."""
 
-    def run(who: str) -> None:
-        some = [asked for asked in quizzes if who == "baseline" or asked.purpose != "told"]
-        questions = [question for part in rows.values() for question in part]
-        questions += [asked.question for asked in some] + talks
-        found: list = [None] * len(questions)
-        for n, scores, answer in study(model, who, questions, bar):
-            found[n] = (scores, answer)
-        heard[who] = found
-
-    def run_beside(who: str) -> None:
-        with mx.stream(mx.new_stream(mx.cpu)):
-            run(who)
-
-    total = 2 * (sum(map(len, rows.values())) + len(quizzes) + len(talks))
-    with tqdm(total=total, unit="question", disable=None, leave=False) as bar:
-        if mx.default_device() == mx.cpu and not in_numpy(model.nets["adapted"]):  # MLX computes on one core; two models on two
-            # Ctrl-C ends the process at once: Python would first wait for the threads, and nothing is written yet.
-            handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(run_beside, WHO))
-            signal.signal(signal.SIGINT, handler)
-        else:
-            for who in WHO:
-                run(who)
-
-    losses: dict = {name: {who: {} for who in WHO} for name in sets}
-    answers: list[dict[str, str]] = [{} for _ in asks]
-    chrf = CHRF()
-    for who in WHO:
-        found = iter(heard[who])
-        for name, part in rows.items():
-            sums: dict[str, np.ndarray] = {}
-            for record, question in zip(sets[name], part, strict=True):
-                scores, _ = next(found)
-                slang = key(jsonl.slang(record))
-                sums[slang] = sums.get(slang, 0) + loss_sums(model, question.rests[0], scores[0])
-            losses[name][who] = {slang: sums[slang].tolist() for slang in sorted(sums)}
-        some = [asked for asked in quizzes if who == "baseline" or asked.purpose != "told"]
-        judge(model, items, [(asked, *next(found)) for asked in some], who, chrf)
-        for answer in answers:
-            _, tokens = next(found)
-            answer[who] = model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return losses, answers
+    answers: dict[str, Answer]
+    open_book_picks: dict[str, dict[str, int]]
 
 
-def judge(
-    model: Model, items: list[Item], heard: list[tuple[Asked, list[np.ndarray], list[int]]], who: str, chrf: CHRF
-) -> None:
-    """Fill each item's answers for one model; and what the base model picks when it is told the meanings."""
+def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: CHRF) -> Judged:
+    """What one model's replies to `quiz_questions` are worth."""
+    judged = Judged({}, {})
+    sums = [
+        {text: float(loss.sum()) for text, loss in zip(asked.meanings, reply.losses, strict=True)}
+        for asked, reply in zip(questions, replies, strict=True)
+    ]
     neutral: dict[str, dict[str, float]] = {}
-    for asked, scores, _ in heard:
+    for asked, scores in zip(questions, sums, strict=True):
         if asked.purpose == "neutral":
-            sums = {text: float(loss.sum()) for text, loss in zip(asked.texts, scores, strict=True)}
-            neutral.setdefault(items[asked.index].neutral[-1]["content"], {}).update(sums)
-    for asked, scores, answer in heard:
-        item = items[asked.index]
-        sums = {text: float(loss.sum()) for text, loss in zip(asked.texts, scores, strict=True)}
-        without = neutral[item.neutral[-1]["content"]]
+            neutral.setdefault(neutral_question(asked.item), {}).update(scores)
+    for asked, scores, reply in zip(questions, sums, replies, strict=True):
+        item = asked.item
+        without = neutral[neutral_question(item)]
         if asked.purpose == "item":
-            item.answers[who] = judged(model, item, sums, without, answer, chrf)
-        elif asked.purpose == "told":
-            names = [name for name in (NEW, NEW + CLOSE) if name in item.quizzes]
-            item.told_picks = {name: picked(item.quizzes[name], sums, without)[0] for name in names}
+            text = text_of(tokenizer, reply.generated)
+            capped = len(reply.generated) >= MAX_ANSWER_TOKENS
+            answer = judge_answer(item, text, capped, scores, without, chrf)
+            judged.answers[item.slang] = answer
+        elif asked.purpose == "open book":
+            judged.open_book_picks[item.slang] = {
+                name: choose(item.quizzes[name], scores, without)[0]
+                for name in (NEW, NEW + CLOSE)
+                if name in item.quizzes
+            }
+    return judged
+
+
+# -------------------------------------------------------------------------------------- both models
+
+
+@dataclass
+class Measured:
+    """What both models made of everything."""
+
+    losses: dict[str, Losses]  # by the name of the file
+    items: list[ItemResult]
+    spoken: list[dict[str, str]]  # the answers to each question of --ask, by model
+
+
+def measure(
+    models: Models, items: list[Item], files: dict[str, list[dict]], asks: list[Messages]
+) -> Measured:
+    """Ask both models the quizzes and `asks`, and the loss of the records of `files`."""
+    tokenizer = models.tokenizer
+    records = {name: loss_questions(tokenizer, rows) for name, rows in files.items()}
+    quizzes = quiz_questions(tokenizer, items)
+    # With an open book only the base model is asked.
+    closed = [question for question in quizzes if question.purpose != "open book"]
+    talks = [Question(start, [], generate=True) for start in prompt_tokens(tokenizer, asks)]
+    of_records = [question for part in records.values() for question in part]
+    total = 2 * (len(of_records) + len(talks)) + len(quizzes) + len(closed)
+    chrf = CHRF()
+    sums: dict[str, dict[str, dict]] = {}
+    judged: dict[str, Judged] = {}
+    spoken: list[dict[str, str]] = [{} for _ in asks]
+    with tqdm(total=total, unit="question", disable=None, leave=False) as bar:
+        for who in MODELS:
+            own = quizzes if who == "baseline" else closed
+            questions = [*of_records, *(quiz.question for quiz in own), *talks]
+            replies = iter(ask(getattr(models, who), tokenizer, questions, bar))
+            for name, part in records.items():
+                some = [next(replies) for _ in part]
+                found = sums_by_slang(tokenizer, files[name], part, some)
+                sums.setdefault(name, {})[who] = found
+            judged[who] = judge(tokenizer, own, [next(replies) for _ in own], chrf)
+            for answers in spoken:
+                answers[who] = text_of(tokenizer, next(replies).generated)
+    results = [
+        ItemResult(
+            slang=item.slang,
+            question=item.question,
+            quizzes=item.quizzes,
+            references=item.references,
+            seen=item.seen,
+            open_book_picks=judged["baseline"].open_book_picks.get(item.slang, {}),
+            **{who: judged[who].answers[item.slang] for who in MODELS},
+        )
+        for item in items
+    ]
+    return Measured({name: Losses(**both) for name, both in sums.items()}, results, spoken)

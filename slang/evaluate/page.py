@@ -1,99 +1,120 @@
-"""A run to read: its figures, verdict and answers as text and as a page.
+"""A run to read: its figures, verdict and answers as text for a terminal, and as one HTML page.
 
-Reads   results/<label>.json
-Writes  results/<label>.html: one page without any request to anywhere
-
-Run as: python -m slang.evaluate.page 20251004C     make the page again
+The page is one file, makes no request to anywhere, and is made again from results/<label>.json by
+`python -m slang.evaluate --page LABEL`.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
-
-from slang import jsonl
-from slang.errors import UserError
 from slang.evaluate.quiz import QUIZZES
-from slang.evaluate.results import WHO, find, read
+from slang.evaluate.results import MODELS, Curves, Figure, ItemResult, Run
 
 LONGEST = 160  # characters of an answer on a terminal
 
 
-def show(table: list[dict], names: tuple[str, str] = WHO) -> str:
-    """The table as text: losses with their perplexity."""
-    lines = [f"{'':50}{names[0]:>10}{names[1]:>10}  difference, 95 % interval{'n':>9}"]
+def table_text(table: list[Figure], names: tuple[str, str] = MODELS) -> str:
+    """The table as text, losses with their perplexity."""
+    title = f"{'':50}{names[0]:>10}{names[1]:>10}"
+    lines = [f"{title}  difference, 95 % interval{'n':>9}"]
     for row in table:
-        interval = f"{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-        lines.append(f"{row['figure']:50}{row['baseline']:10.3f}{row['adapted']:10.3f}  {interval:28}{row['n']:7}")
-        if "ppl" in row:
-            lines.append(f"{row['figure'].replace('loss', 'ppl'):50}{row['ppl'][0]:10.1f}{row['ppl'][1]:10.1f}")
-        if "ceiling" in row:
-            lines.append(f"{'  the base model, told the meanings':50}{row['ceiling']:10.3f}")
+        interval = f"{row.difference:+.3f}  [{row.low:+.3f}, {row.high:+.3f}]"
+        lines.append(
+            f"{row.figure:50}{row.baseline:10.3f}{row.adapted:10.3f}  {interval:28}{row.n:7}"
+        )
+        if row.ppl is not None:
+            name = row.figure.replace("loss", "ppl")
+            lines.append(f"{name:50}{row.ppl[0]:10.1f}{row.ppl[1]:10.1f}")
+        if row.ceiling is not None:
+            name = "  the base model, told the meanings"
+            lines.append(f"{name:50}{row.ceiling:10.3f}")
     return "\n".join(lines)
 
 
-def text(result: dict) -> str:
+def run_text(run: Run) -> str:
     """What a terminal shows of a run, the verdict last."""
     lines = ["mlx_lm.lora --test, where a pad token counts as a target of every row:"]
-    for who in WHO:
-        t = result["test"][who]
-        pad = f"pad alone {t['pad_loss']:.2f}, {t['pad_share']:.0%} of the sum; without it {t['without_pad']:.3f}"
-        lines.append(f"  {who:9} {t['printed']}  {pad}")
-    sample = [result["sample"]] if result.get("sample") else []
-    lines += ["", show(result["figures"]), *sample, "", *result["odd"], *([""] if result["odd"] else [])]
-    for asked in result["asked"]:
-        lines += [asked["question"], *(f"  {who:9} {one_line(asked[who])}" for who in WHO)]
-    return "\n".join([*lines, *([""] if result["asked"] else []), f"{result['verdict']}: {result['because']}"])
+    for who in MODELS:
+        test = getattr(run.test, who)
+        lines.append(
+            f"  {who:9} {test.printed}  pad alone {test.pad_loss:.2f}, {test.pad_share:.0%} of the "
+            f"sum; without it {test.without_pad:.3f}"
+        )
+    lines += ["", table_text(run.figures)]
+    if run.sample:
+        lines.append(run.sample)
+    lines.append("")
+    if run.failed_answers:
+        lines += [*run.failed_answers, ""]
+    for spoken in run.spoken:
+        lines.append(one_line(spoken.question))
+        lines += [f"  {who:9} {one_line(getattr(spoken, who))}" for who in MODELS]
+    if run.spoken:
+        lines.append("")
+    lines.append(f"{run.verdict}: {run.because}")
+    return "\n".join(lines)
 
 
 def one_line(answer: str) -> str:
-    """An answer as a terminal shows it: a model that never stops fills pages."""
-    text = " ".join(answer.split()) or "(empty)"
+    """An answer as a terminal shows it: a model that never stops fills pages.
+
+    What can't be printed, such as an escape sequence, is shown as U+FFFD.
+    """
+    words = " ".join(answer.split())
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in words) or "(empty)"
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
-def compared(table: list[dict], notes: list[str], labels: tuple[str, str]) -> str:
+def compared(table: list[Figure], notes: list[str], labels: tuple[str, str]) -> str:
     """Two runs side by side, and whether they may be compared."""
-    said = f"Not like with like: {'; '.join(notes)}." if notes else "Same data, prompt, base model and questions."
-    return f"{show(table, labels)}\n\n{said}"
+    if notes:
+        last = f"Not like with like: {'; '.join(notes)}."
+    else:
+        last = "Same data, prompt, base model and questions."
+    return f"{table_text(table, labels)}\n\n{last}"
 
 
-def page(result: dict) -> str:
-    """The whole page. Everything from the dictionary or the model is escaped, in the script element too."""
+def answer_row(item: ItemResult) -> list:
+    """What the page's script draws an answer from, in the order that page.html names."""
+    quiz = next(name for name in QUIZZES if name in item.quizzes)
+    sides = []
+    for answer in item.answers:
+        pick = answer.picks[quiz]
+        sides += [answer.answer, answer.chrf, pick == 0, item.quizzes[quiz][pick]]
+    return [item.slang, item.question, item.references, *sides, item.seen]
+
+
+def drawn_curves(curves: Curves) -> tuple[dict, float, float]:
+    """({name: points} of the losses that were logged, the last iteration, the largest loss)."""
+    drawn = {"train": curves.train, "valid": curves.valid}
+    drawn = {name: points for name, points in drawn.items() if points}
+    points = [point for some in drawn.values() for point in some]
+    last = max((iteration for iteration, _ in points), default=0)
+    largest = max((loss for _, loss in points), default=0)
+    return drawn, last, largest
+
+
+def page(run: Run) -> str:
+    """The whole page, from a run as `results.read` gives it.
+
+    Everything from the dictionary or the model is escaped, in the script element too.
+    """
+    from jinja2 import Environment, FileSystemLoader
+
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    rows = []
-    for item in result["items"]:
-        quiz = next(name for name in QUIZZES if name in item["quizzes"])
-        choices = item["quizzes"][quiz]
-        answers = [item[who] for who in WHO]
-        sides = [(a["answer"], a["chrf"], a["picks"][quiz] == 0, choices[a["picks"][quiz]]) for a in answers]
-        rows.append([item["slang"], item["question"], item["references"], *sides[0], *sides[1], item["seen"]])
-    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
-    curves = {name: points for name, points in result["training"].items() if points}
-    most = [max(column) for column in zip(*(point for points in curves.values() for point in points), strict=True)]
-    return environment.get_template("page.html").render(r=result, data=data, curves=curves, most=most)
-
-
-def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description="Make the pages of runs again.")
-    p.add_argument("runs", nargs="+", help="labels (20251004[C] or 20251004C) or JSON files")
-    p.add_argument("--results", default="results", help="folder where labels are looked up")
-    args = p.parse_args(argv)
-    try:
-        for path in [find(name, Path(args.results)) for name in args.runs]:
-            target = path.with_suffix(".html")
-            with jsonl.replacing(target) as (file,):
-                file.write(page(read(path)).encode())
-            print(target)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    data = json.dumps([answer_row(item) for item in run.items], ensure_ascii=False)
+    data = data.replace("<", "\\u003c").replace("&", "\\u0026")
+    curves, last, largest = drawn_curves(run.training)
+    return environment.get_template("page.html").render(
+        r=run,
+        data=data,
+        curves=curves,
+        last=last,
+        largest=largest,
+        lowest=min(run.training.valid, key=lambda point: point[1], default=None),
+    )

@@ -1,10 +1,11 @@
 """What is asked: the slangs, the question forms and the meanings to choose from. No MLX.
 
-A quiz is one right meaning among four. All four were trained in these words (TRAINED), or none was (NEW). The other three
-belong to slangs drawn at random of those that mean something else, or to the three likest that are no synonyms (CLOSE).
+A quiz is one right meaning among four. All four were trained in these words (TRAINED), or none was
+(NEW). The other three belong to slangs drawn at random of those that mean something else, or to the
+three likest that are no synonyms (CLOSE).
 
-Reads the records of data/{train,valid,test}.jsonl. Every draw follows from a seed and the slang, so that the same data give the
-same questions.
+Reads the records of data/{train,valid,test}.jsonl. Every draw follows from a seed and the data, so
+that the same data give the same questions.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from slang import jsonl, prompt
-from slang.dictionary import Problem, key, synonyms
+from slang import jsonl
+from slang.dictionary import normalized, synonyms
 from slang.errors import UserError
+from slang.prompt import Messages, Prompt, differs
 
 N_CHOICES = 4
 ALIKE = 0.2  # likeness from which on a slang's meaning is no easy distractor
@@ -26,50 +28,72 @@ NEW, TRAINED = "new wording", "trained wording"  # of the right meaning and of t
 CLOSE = ", close"  # the others are the three likest slangs that are no synonyms
 QUIZZES = (NEW, NEW + CLOSE, TRAINED, TRAINED + CLOSE)
 NOTHING = "eso"  # what the neutral question asks about
-SYNONYMS = Path(__file__).parent.parent.parent / "data/synonyms.txt"
+SYNONYMS = Path(__file__).parents[2] / "data/synonyms.txt"
+MIXING = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its products are well mixed bits
 
 
 @dataclass
 class Item:
-    """One slang, asked once: its quizzes, all its meanings, and the chats that a score is measured against."""
+    """One slang, asked once: its quizzes, all its meanings, and the chats that are scored."""
 
     slang: str
     question: str
-    quizzes: dict[str, list[str]]  # by its name in QUIZZES: the right meaning, then three of other slangs
-    references: list[str]
+    quizzes: dict[str, list[str]]  # by its name in QUIZZES: the right meaning, then three others
+    references: list[str]  # all its meanings
     seen: bool  # in train.jsonl
-    messages: prompt.Messages = field(repr=False)
-    neutral: prompt.Messages = field(repr=False)  # a question about nothing in particular
-    told: prompt.Messages = field(repr=False)  # the same question behind the meanings that training has
-    answers: dict[str, dict] = field(default_factory=dict)  # "baseline", "adapted" -> what scoring.judged says
-    told_picks: dict[str, int] = field(default_factory=dict)  # what the base model picks when it is told: the ceiling
+    messages: Messages = field(repr=False)
+    neutral: Messages = field(repr=False)  # a question about nothing in particular
+    open_book: Messages = field(repr=False)  # the same question behind the trained meanings
 
     def candidates(self) -> list[str]:
         """Every meaning that comes up in its quizzes."""
         return sorted({text for texts in self.quizzes.values() for text in texts})
 
+    def new_candidates(self) -> list[str]:
+        """Every meaning that comes up in its quizzes of new wordings."""
+        quizzes = [self.quizzes.get(name, []) for name in (NEW, NEW + CLOSE)]
+        return sorted({text for texts in quizzes for text in texts})
 
-def read(path: Path) -> list[dict]:
-    """All records of a JSONL file. Raises UserError naming the first line that can't be used."""
-    rows = []
-    for item in jsonl.records(path):
-        if isinstance(item, Problem):
-            raise UserError(str(item))
-        rows.append(item[3])
-    if not rows:
-        raise UserError(f"{path}: no record; run make_jsonl.py and split_jsonl.py first")
-    return rows
+
+def need(path: Path) -> None:
+    """Raises UserError unless the file is there."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: not there; run python make_jsonl.py and python split_jsonl.py first"
+        )
+
+
+def read(path: Path, its_prompt: Prompt, prompt_file: Path) -> list[jsonl.Record]:
+    """All records of a JSONL file that was made with a prompt.
+
+    Raises UserError naming the lines that can't be used, or the first of another prompt.
+    """
+    records = jsonl.read(path)
+    for row in jsonl.records(path):
+        if what := differs(its_prompt, row.record):
+            raise UserError(
+                f"{path}:{row.line}: made with {what} than {prompt_file} has; "
+                "run make_jsonl.py and split_jsonl.py again"
+            )
+    return records
 
 
 def stems(text: str) -> set[str]:
-    """Content words cut to five letters, which joins cerveza and cervezas: enough to see that two meanings are alike."""
-    return {word[:5] for word in key(text).split() if len(word) > 3}
+    """Content words cut to five letters: enough to see that two meanings are alike.
+
+    It joins cerveza and cervezas.
+    """
+    return {word[:5] for word in normalized(text).split() if len(word) > 3}
 
 
 def likeness(meanings: list[list[str]]) -> np.ndarray:
-    """Cosine of the tf-idf vectors of the slangs' meanings, (slangs, slangs): 1 for equal, 0 for no word in common."""
+    """Cosine of the tf-idf vectors of the slangs' meanings, (slangs, slangs).
+
+    1 for equal ones, 0 where no word is in common.
+    """
     counts = [Counter(stem for text in texts for stem in stems(text)) for texts in meanings]
-    vocabulary = {stem: i for i, stem in enumerate(sorted({stem for count in counts for stem in count}))}
+    known = sorted({stem for count in counts for stem in count})
+    vocabulary = {stem: i for i, stem in enumerate(known)}
     matrix = np.zeros((len(counts), len(vocabulary)), np.float32)
     for row, count in zip(matrix, counts, strict=True):
         for stem, n in count.items():
@@ -80,10 +104,10 @@ def likeness(meanings: list[list[str]]) -> np.ndarray:
 
 
 def same_meaning() -> dict[str, set[str]]:
-    """Each slang of SYNONYMS, as `key` spells it, with all that a group of it holds."""
+    """Each slang of SYNONYMS, as `normalized` spells it, with all that a group of it holds."""
     same: dict[str, set[str]] = defaultdict(set)
     for group in synonyms(SYNONYMS):
-        keys = {key(slang) for slang in group}
+        keys = {normalized(slang) for slang in group}
         for slang in keys:
             same[slang] |= keys
     return same
@@ -93,7 +117,7 @@ def same_meaning() -> dict[str, set[str]]:
 class Table:
     """The slangs of some data, in alphabetical order, and what there is to choose from."""
 
-    names: dict[str, str]  # as they are spelled, by what `key` makes of them
+    names: dict[str, str]  # as they are spelled, by what `normalized` makes of them
     trained: dict[str, list[str]]  # wordings in train.jsonl
     new: dict[str, list[str]]  # wordings that are not
 
@@ -110,7 +134,8 @@ def read_table(train: list[dict], others: list[dict]) -> Table:
     table = Table({}, defaultdict(list), defaultdict(list))
     for records, wordings in ((train, table.trained), (others, table.new)):
         for record in records:
-            slang, meaning = key(jsonl.slang(record)), jsonl.answer(record)
+            slang = normalized(jsonl.slang(record))
+            meaning = jsonl.answer(record)
             table.names.setdefault(slang, jsonl.slang(record))
             if meaning not in wordings[slang] and meaning not in table.trained[slang]:
                 wordings[slang].append(meaning)
@@ -120,60 +145,107 @@ def read_table(train: list[dict], others: list[dict]) -> Table:
     return table
 
 
-def make_items(asked: prompt.Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
-    """One item a slang, trained ones and others, in alphabetical order; the same for the same seed and data.
+class Draw:
+    """Draws each slang's quizzes. It has a stream of random numbers of its own."""
 
-    Each slang is asked in one held-out question form. Raises UserError where there are too few slangs to choose from.
+    def __init__(self, table: Table, seed: int):
+        self.table = table
+        self.slangs = table.slangs
+        self.likeness = likeness([table.meanings(slang) for slang in self.slangs])
+        self.seen = np.array([bool(table.trained[slang]) for slang in self.slangs])
+        self.synonyms = same_meaning()
+        digests = [
+            hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest()
+            for slang in self.slangs
+        ]
+        self.codes = np.frombuffer(b"".join(digests), np.uint64)
+
+    def others(self, i: int) -> np.ndarray:
+        """Which slangs may stand beside slang i, (slangs,).
+
+        They are trained as it is, so that being familiar does not give the right one away, nor
+        hide it. Raises UserError where there are too few.
+        """
+        slang = self.slangs[i]
+        related = {slang, *self.synonyms[slang]}
+        apart = np.array([other not in related for other in self.slangs])
+        enough_unseen = (~self.seen).sum() >= N_CHOICES
+        alike = ~self.seen if enough_unseen and not self.seen[i] else self.seen
+        others = apart & alike
+        if others.sum() < N_CHOICES - 1:
+            raise UserError(
+                f"{self.seen.sum()} trained slangs are too few for {N_CHOICES} choices; "
+                "add slangs to the dictionary"
+            )
+        return others
+
+    def orders(self, i: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The slangs of the pool, those that go beside slang i first: at random, and the likest."""
+        fair = pool & (self.likeness[i] < ALIKE)
+        easy = np.flatnonzero(fair if fair.sum() >= N_CHOICES - 1 else pool)
+        easy = easy[np.argsort((self.codes[easy] ^ self.codes[i]) * MIXING)]
+        close = np.flatnonzero(pool)
+        close = close[np.argsort(-self.likeness[i][close], kind="stable")]
+        return easy, close
+
+    def quizzes(self, i: int, random: np.random.Generator) -> dict[str, list[str]]:
+        """The quizzes of slang i: for each kind of wording one with others at random, one close."""
+        others = self.others(i)
+        quizzes: dict[str, list[str]] = {}
+        for name, wordings in ((NEW, self.table.new), (TRAINED, self.table.trained)):
+            pool = others & np.array([bool(wordings[other]) for other in self.slangs])
+            if not wordings[self.slangs[i]] or pool.sum() < N_CHOICES - 1:
+                continue
+            easy, close = self.orders(i, pool)
+            for quiz, order in ((name, easy), (name + CLOSE, close)):
+                four = [self.slangs[j] for j in (i, *order[: N_CHOICES - 1])]
+                quizzes[quiz] = [
+                    wordings[slang][random.integers(len(wordings[slang]))] for slang in four
+                ]
+            quizzes[name + CLOSE][0] = quizzes[name][0]
+        return quizzes
+
+
+def make_items(its_prompt: Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
+    """One item a slang, trained ones and others, in alphabetical order.
+
+    Each slang is asked in one held-out question form. The same seed and data give the same items.
+    Raises UserError where there are too few slangs to choose from.
     """
     table = read_table(train, others)
-    slangs = table.slangs
-    like = likeness([table.meanings(slang) for slang in slangs])
-    seen = np.array([bool(table.trained[slang]) for slang in slangs])
-    same = same_meaning()
-    # A number of its own for each slang: one added to the dictionary leaves the others' questions as they were.
-    digests = [hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest() for slang in slangs]
-    codes = np.frombuffer(b"".join(digests), np.uint64)
+    draw = Draw(table, seed)
+    neutral = its_prompt.ask(NOTHING, held_out=True)
     items = []
-    for i, slang in enumerate(slangs):
-        random = np.random.default_rng(int(codes[i]))
-        apart = np.array([other not in same[slang] and other != slang for other in slangs])
-        # Distractors are trained as the slang is, so that being familiar does not give the right one away, nor hide it.
-        group = apart & (seen if seen[i] or (~seen).sum() < N_CHOICES else ~seen)
-        if group.sum() < N_CHOICES - 1:
-            raise UserError(f"{seen.sum()} trained slangs are too few for {N_CHOICES} choices; add slangs to the dictionary")
-        quizzes: dict[str, list[str]] = {}
-        for name, wordings in ((NEW, table.new), (TRAINED, table.trained)):
-            pool = group & np.array([bool(wordings[other]) for other in slangs])
-            if not wordings[slang] or pool.sum() < N_CHOICES - 1:
-                continue
-            fair = pool & (like[i] < ALIKE)
-            easy = np.flatnonzero(fair if fair.sum() >= N_CHOICES - 1 else pool)
-            easy = easy[np.argsort((codes[easy] ^ codes[i]) * np.uint64(0x9E3779B97F4A7C15))]
-            close = np.flatnonzero(pool)
-            close = close[np.argsort(-like[i][close], kind="stable")]
-            for quiz, drawn in ((name, easy), (name + CLOSE, close)):
-                four = [slangs[j] for j in (i, *drawn[: N_CHOICES - 1])]
-                quizzes[quiz] = [wordings[other][random.integers(len(wordings[other]))] for other in four]
-            quizzes[name + CLOSE][0] = quizzes[name][0]
-        form = int(random.integers(len(asked.held_out_questions)))
-        messages = asked.ask(table.names[slang], form, held_out=True)
+    for i, slang in enumerate(draw.slangs):
+        random = np.random.default_rng(int(draw.codes[i]))
+        quizzes = draw.quizzes(i, random)
+        form = int(random.integers(len(its_prompt.held_out_questions)))
+        name = table.names[slang]
+        messages = its_prompt.ask(name, form, held_out=True)
         question = messages[-1]["content"]
+        open_book = f"{name}: {' '.join(table.trained[slang])}\n\n{question}"
         items.append(
             Item(
-                table.names[slang],
-                question,
-                quizzes,
-                table.meanings(slang),
-                bool(seen[i]),
-                messages,
-                asked.ask(NOTHING, held_out=True),
-                asked.chat(f"{table.names[slang]}: {' '.join(table.trained[slang])}\n\n{question}"),
+                slang=name,
+                question=question,
+                quizzes=quizzes,
+                references=table.meanings(slang),
+                seen=bool(draw.seen[i]),
+                messages=messages,
+                neutral=neutral,
+                open_book=its_prompt.chat(open_book),
             )
         )
     return items
 
 
 def sample(slangs: Iterable[str], n: int | None, seed: int) -> set[str]:
-    """n of the slangs, or all for None, drawn by the seed; another slang in the dictionary changes one of them at most."""
-    drawn = sorted(set(slangs), key=lambda slang: hashlib.blake2b(f"{seed} sample {slang}".encode()).digest())
-    return set(drawn[:n])
+    """n of the slangs, or all for None, drawn by the seed.
+
+    Another slang in the dictionary changes one of them at most.
+    """
+
+    def place(slang: str) -> bytes:
+        return hashlib.blake2b(f"{seed} sample {slang}".encode()).digest()
+
+    return set(sorted(set(slangs), key=place)[:n])

@@ -1,114 +1,342 @@
-"""The files of a run: its label, LOG.md, the JSON, and what is read back of them."""
+"""What a run found, as the JSON file holds it, and the files of the results folder.
 
+A run's label is the day and a letter, `20251004-A`. Its files are <label>.json and <label>.html. In
+LOG.md it has a row of the table and a line under each heading.
+"""
+
+import fcntl
 import hashlib
 import json
 import math
+import os
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
+from msgspec import Meta, Struct, field
+
+from slang import files
 from slang.errors import UserError
 
-WHO = ("baseline", "adapted")
+MODELS = ("baseline", "adapted")
 HEADINGS = {"baseline": "## Baseline", "adapted": "## After fine-tuning"}
-COLUMNS = "| run | note | model | slangs | answer ppl | new wording | trained wording | right answers | control loss |"
+COLUMNS = (
+    "| run | note | model | slangs | answer ppl | new wording | trained wording | right answers "
+    "| control loss |"
+)
 CELLS = {  # of the figures in COLUMNS
-    "answer loss, test.jsonl": "{ppl[0]:.1f} -> {ppl[1]:.1f}",
-    "choice accuracy, new wording": "{baseline:.3f} -> {adapted:.3f}",
-    "choice accuracy, trained wording": "{baseline:.3f} -> {adapted:.3f}",
-    "right answers": "{baseline:.3f} -> {adapted:.3f}",
-    "control loss": "{baseline:.3f} -> {adapted:.3f}",
+    "answer loss, test.jsonl": "{0.ppl[0]:.1f} -> {0.ppl[1]:.1f}",
+    "choice accuracy, new wording": "{0.baseline:.3f} -> {0.adapted:.3f}",
+    "choice accuracy, trained wording": "{0.baseline:.3f} -> {0.adapted:.3f}",
+    "right answers": "{0.baseline:.3f} -> {0.adapted:.3f}",
+    "control loss": "{0.baseline:.3f} -> {0.adapted:.3f}",
 }
+
+# ------------------------------------------------------------------------------- what a run holds
+
+Number = float | None  # NaN and infinity become null, for JSON has neither
+Quiz = Literal["new wording", "new wording, close", "trained wording", "trained wording, close"]
+Choices = Annotated[list[str], Meta(min_length=4, max_length=4)]
+Pick = Annotated[int, Meta(ge=0, lt=4)]
+# Of a slang's rows: NLL in nats and tokens of the answers with <end_of_turn>, the same two as
+# mlx_lm counts them, and the NLL of the pad tokens that mlx_lm counts.
+Sums = Annotated[list[Number], Meta(min_length=5, max_length=5)]
+
+
+class Adapter(Struct):
+    path: str
+    sha256: str
+
+
+class PromptUsed(Struct):
+    sha256: str
+    system: str
+
+
+class Entries(Struct):
+    slangs: int
+    records: int
+
+
+class TestLoss(Struct):
+    """What mlx_lm.lora --test printed, and the same recomputed, in nats."""
+
+    printed: str
+    recomputed: Number
+    rows: int
+    pad_share: Number  # of the whole sum
+    pad_loss: Number
+    without_pad: Number
+
+
+class TestLosses(Struct):
+    baseline: TestLoss
+    adapted: TestLoss
+
+
+class Spoken(Struct):
+    """A question of --ask and both answers."""
+
+    question: str
+    baseline: str
+    adapted: str
+
+
+class Losses(Struct):
+    """Both models' sums for each slang of a file."""
+
+    baseline: dict[str, Sums]
+    adapted: dict[str, Sums]
+
+
+class Answer(Struct):
+    """What one model made of an item: its choices and its own greedy answer."""
+
+    answer: str
+    picks: dict[Quiz, Pick]  # the meaning that gains most by the question; 0 is the right one
+    gains: dict[Quiz, list[Number]]  # of each of the four meanings, in nats
+    chrf: float | None  # 0 to 100, against the closest known meaning
+    exact: bool | None
+    right: bool | None
+    whole: bool
+    capped: bool
+
+
+class ItemResult(Struct):
+    """A slang, what was asked about it, and what both models made of it."""
+
+    slang: str
+    question: str
+    quizzes: dict[Quiz, Choices]
+    references: list[str]
+    seen: bool
+    open_book_picks: dict[Quiz, Pick] = field(name="told_picks")
+    baseline: Answer
+    adapted: Answer
+
+    def __post_init__(self) -> None:
+        for answer in self.answers:
+            if not self.quizzes or answer.picks.keys() != self.quizzes.keys():
+                raise ValueError("`quizzes` and `picks` name other quizzes")
+
+    @property
+    def answers(self) -> tuple[Answer, Answer]:
+        """The baseline's and the adapted model's."""
+        return self.baseline, self.adapted
+
+
+class Figure(Struct, omit_defaults=True):
+    """A row of the table, with the 95 % interval [low, high] of the difference."""
+
+    figure: str
+    baseline: Number
+    adapted: Number
+    difference: Number
+    low: Number
+    high: Number
+    n: int
+    ppl: tuple[Number, Number] | None = None
+    ceiling: Number = None  # what the base model reaches that has the meanings in its prompt
+
+
+class Curves(Struct):
+    """(iteration, loss) of the training log, in nats."""
+
+    train: list[tuple[float, float]] = []
+    valid: list[tuple[float, float]] = []
+
+
+class Run(Struct):
+    """Everything that evaluate.sh writes about a run."""
+
+    label: str
+    note: str
+    date: str
+    model: str
+    adapter: Adapter
+    prompt: PromptUsed
+    data: dict[str, str]  # SHA-256 of each file
+    sample: str | None
+    entries: Entries
+    versions: dict[str, str]
+    seed: Annotated[int, Meta(ge=0)]
+    seconds: float
+    test: TestLosses
+    spoken: list[Spoken] = field(name="asked")
+    losses: dict[str, Losses]
+    items: Annotated[list[ItemResult], Meta(min_length=1)]
+    figures: list[Figure]
+    verdict: Literal["better", "mixed", "no better", "worse"]
+    because: str
+    failed_answers: list[str] = field(name="odd")
+    training: Curves
+
+
+def encoded(run: Run) -> bytes:
+    """The JSON file of a run."""
+    return msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n"
+
+
+def decoded(content: bytes) -> Run:
+    """A run from its JSON. Raises msgspec.DecodeError, which names the field that is wrong."""
+    return msgspec.json.decode(content, type=Run)
+
+
+def read(path: Path) -> Run:
+    """A run as evaluate.sh wrote it. Raises UserError when the file holds something else."""
+    try:
+        return decoded(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a run of this version of evaluate.sh ({error}); evaluate again"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------- labels
 
 
 def find(name: str, results: Path) -> Path:
-    """The JSON of a run, named by its file or its label, with or without brackets. Raises UserError when it is not there."""
-    label = re.sub(r"^(\d{8})([A-Z]+)$", r"\1[\2]", name)
-    path = next((path for path in (Path(name), results / f"{label}.json") if path.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(path.stem for path in results.glob("*.json"))) or "none"
-        raise UserError(f"{name}: no such run in {results} (there: {known})")
-    return path
+    """The JSON of a run, named by its file or its label. Raises UserError when it is not there.
 
-
-def read(path: Path) -> dict:
-    """A run as evaluate.sh wrote it. Raises UserError when the file holds something else."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result.keys() >= {"figures", "items", "odd"} and "quizzes" in result["items"][0]:
-            return result
-    except (ValueError, AttributeError, LookupError, TypeError):
-        pass
-    raise UserError(f"{path}: not a run of this version of evaluate.sh; evaluate again")
+    20251004-A, 20251004A and 20251004[A] are the same label.
+    """
+    names = [Path(name), results / f"{name}.json"]
+    if label := re.fullmatch(r"(\d{8})-?\[?([A-Z]+)\]?", name):
+        names += [results / f"{label[1]}-{label[2]}.json", results / f"{label[1]}[{label[2]}].json"]
+    for path in names:
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in results.glob("*.json"))) or "none"
+    raise UserError(f"{name}: no such run in {results} (there: {known})")
 
 
 def next_label(results: Path, today: date) -> str:
-    """`20251004[C]`: today and the next letter that neither the log nor a file has."""
+    """`20251004-C`: today and the next letter that neither the log nor a file has."""
     day = today.strftime("%Y%m%d")
     log = results / "LOG.md"
-    known = log.read_text(encoding="utf-8") if log.exists() else ""
+    known = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     known += " ".join(path.name for path in results.glob("*.json"))
-    used = set(re.findall(re.escape(day) + r"\[([A-Z]+)\]", known))
-    letters = [*string.ascii_uppercase, *(a + b for a in string.ascii_uppercase for b in string.ascii_uppercase)]
-    return f"{day}[{next(letter for letter in letters if letter not in used)}]"
+    used = set(re.findall(day + r"[-\[]([A-Z]+)\b", known))
+    letters = [*string.ascii_uppercase]
+    while used.issuperset(letters):  # Z is followed by AA, and ZZ by AAA
+        letters = [a + b for a in letters for b in string.ascii_uppercase]
+    return f"{day}-{next(letter for letter in letters if letter not in used)}"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other run writes there, and keep others waiting; makes the folder."""
+    files.folder_for(folder / ".lock")
+    number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def need_writable(path: Path, remedy: str) -> None:
+    """Raises UserError unless a file can be put there; nothing is made yet."""
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path.parent}: not a folder that can be written; {remedy}")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name a file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"{path}: write-protected; chmod u+w it or name another")
+
+
+# ---------------------------------------------------------------------------------------- LOG.md
 
 
 def log_entry(text: str, heading: str, line: str) -> str:
-    """The log with a line added at the end of a heading's section, the heading too where it is missing."""
+    """The log with a line added at the end of a heading's section.
+
+    A heading that is missing is added too.
+    """
     lines = text.rstrip("\n").split("\n") if text.strip() else ["# Results"]
     if heading not in lines:
         lines += ["", heading, ""]
-    at = lines.index(heading) + 1
-    end = next((i for i in range(at, len(lines)) if lines[i].startswith("## ")), len(lines))
-    section = "\n".join(lines[at:end]).strip("\n")
+    start = lines.index(heading) + 1
+    end = start
+    while end < len(lines) and not lines[end].startswith("## "):
+        end += 1
+    section = "\n".join(lines[start:end]).strip("\n")
     rest = "\n".join(lines[end:])
-    text = "\n".join([*lines[:at], "", *([section] if section else []), line, *(["", rest] if rest else [])])
-    return text.rstrip("\n") + "\n"
+    parts = [*lines[:start], ""]
+    if section:
+        parts.append(section)
+    parts.append(line)
+    if rest:
+        parts += ["", rest]
+    return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def log_row(text: str, cells: Sequence[str]) -> str:
-    """The log with a row at the end of its table; a new table stands below the title, above what a person wrote."""
-    row = "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    """The log with a row at the end of its table.
+
+    A new table stands below the title, above what a person wrote.
+    """
+    texts = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    row = "| " + " | ".join(texts) + " |"
     lines = text.rstrip("\n").split("\n") if text.strip() else ["# Results"]
     if COLUMNS not in lines:
         at = 1 if lines[0].startswith("# ") else 0
-        rule = "|" + " --- |" * len(cells)
-        lines[at:at] = [*([""] if at else []), COLUMNS, rule, *([""] if lines[at : at + 1] != [""] else [])]
+        table = [COLUMNS, "|" + " --- |" * len(cells)]
+        if at:
+            table.insert(0, "")
+        if lines[at : at + 1] != [""]:
+            table.append("")
+        lines[at:at] = table
     at = lines.index(COLUMNS)
     while at < len(lines) and lines[at].startswith("|"):
         at += 1
     return "\n".join([*lines[:at], row, *lines[at:]]) + "\n"
 
 
-def log_cells(table: list[dict]) -> list[str]:
+def log_cells(table: list[Figure]) -> list[str]:
     """The figures of the log's table, baseline -> adapted; empty where one is not there."""
-    rows = {row["figure"]: row for row in table}
-    return [form.format(**rows[name]) if name in rows else "" for name, form in CELLS.items()]
+    rows = {row.figure: row for row in table}
+    return [form.format(rows[name]) if name in rows else "" for name, form in CELLS.items()]
 
 
-def training(path: Path) -> dict[str, list[list[float]]]:
-    """{"train": [[iteration, loss], ...], "valid": [...]} of a training log in JSONL; lines that say neither are skipped."""
-    curves: dict[str, list[list[float]]] = {"train": [], "valid": []}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+def logged(text: str, run: Run) -> str:
+    """LOG.md with the run's row, and its line under each heading."""
+    slangs = f"{len(run.items)} of {run.entries.slangs}" if run.sample else str(run.entries.slangs)
+    text = log_row(text, [run.label, run.note, run.model, slangs, *log_cells(run.figures)])
+    remarks = "; ".join(filter(None, (" ".join(run.note.split()), run.sample)))
+    for who, heading in HEADINGS.items():
+        line = f"- {run.label}: `{getattr(run.test, who).printed}`"
+        if remarks:
+            line += f" ({remarks})"
+        text = log_entry(text, heading, line)
+    return text
+
+
+# ------------------------------------------------------------------------------- what it is made of
+
+
+def training(path: Path) -> Curves:
+    """The curves of a training log in JSONL. A line that holds no loss is skipped."""
+    curves = Curves([], [])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
         try:
             row = json.loads(line)
-            for name, key_ in (("train", "train_loss"), ("valid", "val_loss")):
-                if math.isfinite(loss := float(row.get(key_, math.nan))):
-                    curves[name].append([float(row["iteration"]), loss])
+            for points, name in ((curves.train, "train_loss"), (curves.valid, "val_loss")):
+                loss = float(row.get(name, math.nan))
+                if math.isfinite(loss):
+                    points.append((float(row["iteration"]), loss))
         except (ValueError, TypeError, AttributeError, KeyError):
             continue
     return curves
-
-
-def finite(value: object) -> object:
-    """The same structure with None for every NaN and infinity, which are not JSON."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(path: Path) -> str:

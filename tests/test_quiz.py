@@ -1,0 +1,93 @@
+"""slang/evaluate/quiz.py: what is asked, and which meanings stand beside one another."""
+
+import pytest
+from conftest import ROOT
+from evaluated import PROMPT, rows
+
+from slang import jsonl
+from slang.dictionary import Entry, entries, normalized
+from slang.errors import UserError
+from slang.evaluate import quiz
+
+
+def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
+    train = rows(*((f"t{i}", f"Trenado{i} conocido{i}.") for i in range(8)))
+    unseen = rows(*((f"u{i}", f"Nuevo{i} desconocido{i}.") for i in range(6)))
+    items = quiz.make_items(PROMPT, train, unseen, seed=3)
+    assert [item.seen for item in items] == [True] * 8 + [False] * 6
+    for item in items:
+        begins = "Trenado" if item.seen else "Nuevo"
+        wording = quiz.TRAINED if item.seen else quiz.NEW
+        assert all(choice.startswith(begins) for choice in item.candidates())
+        assert set(item.quizzes) == {wording, wording + quiz.CLOSE}
+        assert item.references == next(iter(item.quizzes.values()))[:1]
+
+
+def test_items_ask_held_out_forms_and_draw_no_meaning_that_is_alike():
+    pairs = [(f"s{i}", f"Significado{i} especial{i} distinto{i}.") for i in range(30)]
+    pairs += [("yy", "Cerveza helada de botella."), ("zz", "Cerveza helada en botella.")]
+    items = quiz.make_items(PROMPT, rows(*pairs), [], seed=7)
+    assert len(items) == 32
+    assert all(len(set(item.quizzes[quiz.TRAINED])) == 4 for item in items)
+    forms = {item.question.replace(item.slang, "{slang}") for item in items}
+    assert forms == set(PROMPT.held_out_questions)
+    beer = next(item for item in items if item.slang == "yy")
+    choices = beer.quizzes[quiz.TRAINED]
+    close = beer.quizzes[quiz.TRAINED + quiz.CLOSE]
+    assert choices[0] == close[0] == "Cerveza helada de botella."
+    assert "Cerveza helada en botella." not in choices
+    assert "Cerveza helada en botella." in close
+    assert quiz.make_items(PROMPT, rows(*pairs), [], seed=7) == items
+
+
+def test_slangs_of_one_group_are_no_distractors_of_each_other():
+    """Bote, tabo and tarro are a jail; tarro is a face too. Nothing in these wordings is alike."""
+    slangs = ["bote", "tabo", "tarro", "jáquima", "birra", "filo", "guaba", "yurro"]
+    of = {slang: f"Significado{i} especial{i} distinto{i}." for i, slang in enumerate(slangs)}
+    for seed in range(20):
+        items = quiz.make_items(PROMPT, rows(*of.items()), [], seed)
+        choices = {item.slang: set(item.candidates()) for item in items}
+        assert of["tabo"] not in choices["bote"] and of["bote"] not in choices["tabo"], seed
+        assert not choices["tarro"] & {of["bote"], of["tabo"], of["jáquima"]}, seed
+        assert of["tarro"] not in choices["jáquima"], seed
+
+
+def test_too_few_slangs():
+    with pytest.raises(UserError, match="3 trained slangs are too few for 4 choices; add slangs"):
+        quiz.make_items(PROMPT, rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
+
+
+def test_a_sample_keeps_its_slangs_when_one_is_added():
+    slangs = [f"s{i}" for i in range(50)]
+    few = quiz.sample(slangs, 10, seed=1)
+    assert len(few) == 10 and quiz.sample(slangs, None, seed=1) == set(slangs)
+    assert len(few - quiz.sample([*slangs, "otro"], 10, seed=1)) <= 1
+
+
+def test_control_rows_are_everyday_spanish_without_slang():
+    """Phrases only: slangs of one word (azul, gato) are everyday words in another sense too."""
+    records = jsonl.read(ROOT / "data/control.jsonl")
+    dictionary = entries(ROOT / "data/source_augmented.txt")
+    slangs = {normalized(entry.slang) for entry in dictionary if isinstance(entry, Entry)}
+    phrases = [f" {slang} " for slang in slangs if len(slang.split()) > 1 and len(slang) > 6]
+    assert len(records) >= 60
+    assert len({record["messages"][0]["content"] for record in records}) == len(records)
+    for record in records:
+        assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+        words = normalized(" ".join(message["content"] for message in record["messages"]))
+        assert not [phrase for phrase in phrases if phrase in f" {words} "], words
+
+
+def test_everyday_rows_are_not_those_that_measure_the_damage():
+    """No five words in a row of control.jsonl stand in everyday.jsonl, which is trained."""
+
+    def runs(path):
+        found = set()
+        for record in jsonl.read(path):
+            for message in record["messages"]:
+                words = normalized(message["content"]).split()
+                found |= {tuple(words[n : n + 5]) for n in range(len(words) - 4)}
+        return found
+
+    assert not runs(ROOT / "data/everyday.jsonl") & runs(ROOT / "data/control.jsonl")
+    assert len(jsonl.read(ROOT / "data/everyday.jsonl")) == 300
