@@ -1,8 +1,11 @@
-"""How many chats does fuse.sh's check need? Each wrong decision that the tests know, looked for with fewer and more of them.
+"""How many chats does fuse.sh's check need?
+
+Each wrong decision that the tests know is looked for with fewer and more of them.
 
 Prints a Markdown table: for each type of file and number of chats, which mistakes the check misses.
 
-Run as: OPENBLAS_NUM_THREADS=1 LD_PRELOAD=.venv/lib/libcblas-openblas.so .venv/bin/python benchmarks/check.py
+Run as: export OPENBLAS_NUM_THREADS=1 LD_PRELOAD=.venv/lib/libcblas-openblas.so
+        .venv/bin/python benchmarks/check.py
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Time, memory and size of a GGUF export at the shape of Gemma 3 1B, beside copying the file.
 
-Writes a model of random bf16 weights (2 GB) and a vocabulary of 262144 pieces into a temporary folder, exports it to each type
-on one core in a process of its own, and prints a Markdown table: the least time of three rounds, in which the tasks take turns,
-and the most memory. Copy and exports end when the file is on the disk (fsync). Needs 6 GB of disk and about five minutes.
+Writes a model of random bf16 weights (2 GB) and a vocabulary of 262144 pieces into a temporary
+folder, exports it to each type on one core in a process of its own, and prints a Markdown table:
+the least time of three rounds, in which the tasks take turns, and the most memory. Copy and exports
+end when the file is on the disk (fsync). Needs 6 GB of disk and about five minutes.
 
 Run as: python benchmarks/export.py            every type
         python benchmarks/export.py bf16 q8_0  some
@@ -28,7 +29,11 @@ from slang.models.layout import expected_shapes  # noqa: E402
 
 TINY = ROOT / "models/tiny-gemma3"
 ROUNDS = 3
-COPY = "import os, shutil, sys; shutil.copyfile(*sys.argv[1:]); os.fsync(os.open(sys.argv[2], os.O_RDONLY))"
+COPY = """
+import os, shutil, sys
+shutil.copyfile(*sys.argv[1:])
+os.fsync(os.open(sys.argv[2], os.O_RDONLY))
+"""
 VOCABULARY = """
 import sys
 from pathlib import Path
@@ -38,7 +43,10 @@ read_vocabulary(Path(sys.argv[1]), 262144)
 
 
 def write_model(folder: Path) -> Path:
-    """gemma-3-1b-it's shape, which is what mlx_lm takes where config.json says nothing; the weights' file."""
+    """The weights' file of a model of gemma-3-1b-it's shape.
+
+    That is what mlx_lm takes where config.json says nothing.
+    """
     config = {"model_type": "gemma3_text", "vocab_size": 262144}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.jinja"):
@@ -65,7 +73,10 @@ def write_model(folder: Path) -> Path:
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:
-    """(seconds, seconds of CPU, peak MB of memory beside mapped files) of a command on one core; Linux counts the last."""
+    """Seconds, seconds of CPU, and peak MB of memory beside mapped files of a command on one core.
+
+    Linux alone counts the memory.
+    """
     pinned = ["taskset", "-c", "0"] if shutil.which("taskset") else []
     start, peak, before = time.perf_counter(), 0, os.times()
     process = subprocess.Popen(
@@ -103,16 +114,8 @@ def main() -> int:
             "start and vocabulary alone": ([*python, VOCABULARY, str(folder)], None),
         }
         for kind in kinds:
-            command = [
-                sys.executable,
-                "-m",
-                "slang.export",
-                str(folder),
-                "--name",
-                "random",
-                "--type",
-                kind,
-            ]
+            exporter = [sys.executable, "-m", "slang.export"]
+            command = [*exporter, str(folder), "--name", "random", "--type", kind]
             tasks[kind] = (command, folder / f"random-{kind.upper()}.gguf")
         measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in tasks}
         sizes = dict.fromkeys(tasks, 0.0)
@@ -129,9 +132,8 @@ def main() -> int:
     for name, rounds in measured.items():
         seconds, cpu, memory = zip(*rounds, strict=True)
         size = f"{sizes[name]:.0f}" if sizes[name] else ""
-        print(
-            f"| {name} | {min(seconds):.1f} | {min(cpu):.1f} | {min(cpu) / least:.1f} | {max(memory):.0f} | {size} |"
-        )
+        times = f"{min(seconds):.1f} | {min(cpu):.1f} | {min(cpu) / least:.1f}"
+        print(f"| {name} | {times} | {max(memory):.0f} | {size} |")
     return 0
 
 

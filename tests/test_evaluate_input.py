@@ -120,6 +120,11 @@ EARLY = {
         ["--results", "{d}/results"],
         "{d}/results: not a folder that can be written; set RESULTS to another",
     ),
+    "log": (
+        lambda folder: (folder / "LOG.md").write_bytes(b"\xff"),
+        ["--results", "{d}"],
+        "{d}/LOG.md: not UTF-8; save it as UTF-8 or take it away",
+    ),
     "question": (
         lambda folder: None,
         ["--ask", "x<end_of_turn>"],

@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT, TINY, run
 from exporting import edit, train
 
+from slang.errors import UserError
+from slang.export import command, write
 from slang.export import fuse as fusing
 from slang.export.fuse import name_of
 
@@ -134,8 +136,7 @@ def test_only_what_the_finder_leaves_is_no_model(variables: dict[str, str]) -> N
     assert fuse(variables, "--no-gguf").returncode == 0
 
 
-@pytest.mark.parametrize("kind", ["adapter", "model"])
-@pytest.mark.parametrize("flag", ["--no-gguf", "--type=q8_0"])
+@pytest.mark.parametrize(("kind", "flag"), [("adapter", "--no-gguf"), ("model", "--type=q8_0")])
 def test_nan_replaces_nothing(
     kind: str, flag: str, variables: dict[str, str], tmp_path: Path
 ) -> None:
@@ -159,9 +160,6 @@ def test_nan_replaces_nothing(
 def test_a_file_that_answers_otherwise_replaces_nothing(
     variables: dict[str, str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from slang.errors import UserError
-    from slang.export import command, write
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(write, "q_scale", lambda args: 0.5)
     fused = Path(variables["FUSED_PATH"])
@@ -189,9 +187,14 @@ def test_two_at_once(variables: dict[str, str], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fused"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["fuse_model", "export", "check_files"])
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("number", "moment", "before"),
+    [
+        (signal.SIGINT, "fuse_model", False),
+        (signal.SIGTERM, "export", True),
+        (signal.SIGINT, "check_files", True),
+    ],
+)
 def test_stopped_at_any_moment(
     number: int, moment: str, before: bool, variables: dict[str, str], tmp_path: Path
 ) -> None:
@@ -305,9 +308,6 @@ def test_data_elsewhere_is_asked_for(variables: dict[str, str], tmp_path: Path) 
 def test_the_disk_has_to_hold_the_gguf_files_too(
     variables: dict[str, str], tmp_path: Path, monkeypatch
 ) -> None:
-    from slang.errors import UserError
-    from slang.export import command, write
-
     monkeypatch.chdir(ROOT)
     full = shutil._ntuple_diskusage(10**9, 10**9, 9_000_000)
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: full)
@@ -318,6 +318,9 @@ def test_the_disk_has_to_hold_the_gguf_files_too(
         command.main([*flags, "--data", variables["DATA"], "--type", "bf16", "q4_k_m"])
     needed = "11 MB needed, 9 MB free; make room or ask for fewer types"  # 6.3, 3.2 and 1.1
     assert str(error.value) == f"{fused}: {needed}"
+
+
+FUSE = "--fused-path f --model m --adapter-path a"
 
 
 @pytest.mark.parametrize(
@@ -331,12 +334,25 @@ def test_the_disk_has_to_hold_the_gguf_files_too(
         ("--deq", "unrecognized arguments: --deq"),
         ("--answers 0", "--questions and --answers have to be 1 or more"),
         ("folder", "give a folder to export, --fused-path"),
-        *((f"{flag} x", f"fuse.sh: {flag}: set MODEL, ADAPTER_PATH, FUSED_PATH or DATA in its")
-          for flag in ("--model", "--adapter-path", "--save-path", "--fused-path", "--data")),
     ],
-)  # fmt: skip
-def test_usage(flags: str, message: str, variables: dict[str, str]) -> None:
-    refused(fuse(variables, *flags.split()), message, code=2)
+)
+def test_usage(flags: str, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*FUSE.split(), *flags.split()])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--model", "--adapter-path=x", "--save-path", "--fused-path", "--data"]
+)
+def test_a_variable_s_flag_is_refused(flag: str, variables: dict[str, str]) -> None:
+    what = f"fuse.sh: {flag}: set MODEL, ADAPTER_PATH, FUSED_PATH or DATA in its place"
+    refused(fuse(variables, flag, "x"), what, code=2)
+
+
+def test_an_unknown_flag_of_the_wrapper(variables: dict[str, str]) -> None:
+    refused(fuse(variables, "--junk"), "unrecognized arguments: --junk", code=2)
 
 
 def test_names() -> None:

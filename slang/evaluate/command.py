@@ -181,6 +181,7 @@ def checked(args: argparse.Namespace) -> Task:
     folder = Path(args.output).parent if args.output else Path(args.results)
     remedy = "give another --output" if args.output else "set RESULTS to another"
     results.need_writable(folder / "LOG.md", remedy)
+    results.read_log(folder / "LOG.md")
     if args.output:
         results.need_writable(Path(args.output), remedy)
         results.need_writable(Path(args.output).with_suffix(".html"), remedy)
@@ -294,13 +295,12 @@ def write(run: results.Run, args: argparse.Namespace, folder: Path) -> list[Path
         else:
             run.label = results.next_label(folder, date.today())
         log = folder / "LOG.md"
-        before = log.read_text(encoding="utf-8") if log.exists() else ""
         written = [folder / f"{run.label}.json", folder / f"{run.label}.html", log]
         encoded = results.encoded(run)
         contents = [
             encoded,
             page.page(results.decoded(encoded)).encode(),
-            results.logged(before, run).encode(),
+            results.logged(results.read_log(log), run).encode(),
         ]
         with files.replacing(*written) as opened:
             for file, content in zip(opened, contents, strict=True):

@@ -256,6 +256,16 @@ def need_writable(path: Path, remedy: str) -> None:
 # ---------------------------------------------------------------------------------------- LOG.md
 
 
+def read_log(path: Path) -> str:
+    """What LOG.md holds, nothing where it is not there. Raises UserError when it can't be read."""
+    if not path.exists():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save it as UTF-8 or take it away") from None
+
+
 def log_entry(text: str, heading: str, line: str) -> str:
     """The log with a line added at the end of a heading's section.
 

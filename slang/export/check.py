@@ -8,7 +8,7 @@ import numpy as np
 from gguf import TokenType
 
 from slang.errors import UserError
-from slang.export.llama import MAX_TOKENS, SLOTS, LlamaCpp, greedy, need_gguf
+from slang.export.llama import MAX_TOKENS, SLOTS, LlamaCpp, greedy_chat, need_gguf
 from slang.export.reference import Reference, Scored
 from slang.export.weights import TYPES
 
@@ -212,7 +212,7 @@ def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> lis
 
 def answer_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Row]:
     exact = kind == "f32"
-    bodies = [greedy(question) for question in reference.answered]
+    bodies = [greedy_chat(question) for question in reference.answered]
     replies = llama_cpp.requests("/v1/chat/completions", bodies)
     choices = [reply["choices"][0] for reply in replies]
     equal = [

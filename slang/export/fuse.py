@@ -56,7 +56,7 @@ WRITTEN = {
     "vocab.json",
 }
 NUMBERED = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-UNSEEN = {".DS_Store", ".lock", ".part"}  # of macOS, and of a run that was killed
+UNSEEN = re.compile(r"\.DS_Store|\._.*|\.lock|\.part")  # of macOS, or of a run that was killed
 COPIED = ("tokenizer.model", "origin.json")  # the tokens' scores; licence and name of a GGUF file
 # The end of a base model's name that says its type: -bf16, -4bit, -Q4_K_M.
 TYPE_IN_NAME = re.compile(r"[-.]([bB]?[fF](16|32)|fp16|\d+bit.*|[qQ]\d_\w+)$")
@@ -79,7 +79,7 @@ class Task:
 
 def name_of(model: str, folder: Path) -> str:
     """gemma-3-1b-it-slang of mlx-community/gemma-3-1b-it-bf16 or gemma-3-1b-it-Q4_K_M.gguf."""
-    name = folder.name if Path(model).is_file() else Path(os.path.abspath(model)).name
+    name = folder.name if Path(model).is_file() else Path(model).absolute().name
     return TYPE_IN_NAME.sub("", name) + "-slang"
 
 
@@ -95,11 +95,11 @@ def check_place(fused: Path) -> None:
     there = fused.absolute().parent
     while not there.exists():
         there = there.parent
-    if not (there.is_dir() and os.access(there, os.W_OK)) or (
-        fused.exists() and not fused.is_dir()
-    ):
+    can_be_made = there.is_dir() and os.access(there, os.W_OK)
+    if not can_be_made or (fused.exists() and not fused.is_dir()):
         raise UserError(f"{fused}: not a folder that can be written; set FUSED_PATH to another")
-    held = {path.name for path in fused.iterdir()} - UNSEEN if fused.exists() else set()
+    paths = fused.iterdir() if fused.exists() else []
+    held = {path.name for path in paths if not UNSEEN.fullmatch(path.name)}
     foreign = sorted(name for name in held if not is_written(name, fused))
     if foreign:
         remedy = f"move it away, or {ANOTHER}"
@@ -216,5 +216,6 @@ def fuse(task: Task) -> None:
         if task.kinds:
             paths = export(part, task.kinds, name, task.fused)
             check_files(task, paths, answers)
+        check_place(task.fused)  # once more: an hour may have passed
     talk = f'MODEL={task.fused} ADAPTER_PATH= ./chat.sh "pura vida"'
     print(f"Fused into {task.fused}. Talk to it: {talk}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """llama.cpp's own server with one GGUF file, on loopback, through the xllamacpp package."""
 
 import json
-import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -83,9 +82,8 @@ class LlamaCpp:
         """Many requests, SLOTS at a time; the answers in the same order."""
         with ThreadPoolExecutor(SLOTS) as pool:
             replies = pool.map(lambda body: self.request(route, body), bodies)
-            hidden = not sys.stderr.isatty()
             name = f"llama.cpp {route}"
-            return list(tqdm(replies, name, len(bodies), leave=False, disable=hidden))
+            return list(tqdm(replies, name, len(bodies), leave=False, disable=None))
 
     def room(self) -> int:
         """How many tokens a question and its answer may have together."""
@@ -99,7 +97,9 @@ class LlamaCpp:
         """
         if problem := unusable(question, breaks=True):
             raise UserError(f"the question: {problem}")
-        chat = greedy(question)
+        if not question.strip():
+            raise UserError("the question: nothing in it; write one")
+        chat = greedy_chat(question)
         text = self.request("/apply-template", {"messages": chat["messages"]})["prompt"]
         body = {"content": text, "add_special": True, "parse_special": True}
         n_tokens = len(self.request("/tokenize", body)["tokens"])
@@ -119,7 +119,7 @@ def reason(reply: bytes) -> str:
         return reply.decode(errors="replace")[:200]
 
 
-def greedy(question: str) -> dict[str, Any]:
+def greedy_chat(question: str) -> dict[str, Any]:
     """A chat of one question, answered by the likeliest token each time."""
     messages = [{"role": "user", "content": question}]
     return {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}

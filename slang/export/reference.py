@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from slang import jsonl, prompt
 from slang.errors import UserError
-from slang.evaluate import quiz
 from slang.export.folder import load_prompt
 from slang.export.llama import MAX_TOKENS
 from slang.export.vocabulary import END_OF_TURN
@@ -76,7 +75,7 @@ def read_answers(data: Path) -> dict[str, list[str]]:
         what = "not there, and the questions of the check come from it"
         raise UserError(f"{path}: {what}; set DATA to what the adapter was trained on")
     answers: dict[str, list[str]] = {}
-    for record in quiz.read(path):
+    for record in jsonl.read(path):
         known = answers.setdefault(jsonl.slang(record), [])
         if jsonl.answer(record) not in known:
             known.append(jsonl.answer(record))

@@ -9,7 +9,6 @@ own, and into the Modelfile.
 
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -227,7 +226,7 @@ def export(folder: Path, kinds: list[str], name: str, shown: Path | None = None)
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                disable=not sys.stderr.isatty(),
+                disable=None,
             ) as bar:
                 write_gguf(file, stated, tensors, types, q_scale(args), bar)
             seconds = time.perf_counter() - start
