@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from slang import dictionary, prompt  # noqa: E402
 from slang.export import write  # noqa: E402
-from slang.export.check import compare_next, next_tokens  # noqa: E402
+from slang.export.check import Likeliest, compare_next, next_tokens  # noqa: E402
 from slang.export.llama import SLOTS, LlamaCpp  # noqa: E402
 from slang.export.reference import next_logits, scale_as_llama_cpp  # noqa: E402
 from slang.models import from_gguf, gemma_270m  # noqa: E402
@@ -116,10 +116,10 @@ def chats(tokenizer) -> list[str]:
 
     With and without a system message, of one and of two turns.
     """
-    asked = prompt.load(ROOT / "prompt.toml")
+    its_prompt = prompt.load(ROOT / "prompt.toml")
     rendered = []
     for n, entry in enumerate(entries()[::20]):
-        chat = asked.train(entry.slang, entry.meaning, n % len(asked.questions))
+        chat = its_prompt.row(entry.slang, entry.meaning, n % len(its_prompt.questions))
         follow = [*chat, {"role": "user", "content": "¿Y cómo se usa?"}]
         for messages in (chat, chat[1:], follow):
             text = tokenizer.apply_chat_template(
@@ -132,7 +132,7 @@ def chats(tokenizer) -> list[str]:
 def tokens_equal(llama_cpp: LlamaCpp, tokenizer: Tokenizer, some: list[str]) -> int:
     """How many texts both cut into the same tokens."""
     bodies = [{"content": text, "add_special": True, "parse_special": True} for text in some]
-    theirs = [reply["tokens"] for reply in llama_cpp.posts("/tokenize", bodies)]
+    theirs = [reply["tokens"] for reply in llama_cpp.requests("/tokenize", bodies)]
     ours = [encoding.ids for encoding in tokenizer.encode_batch(some)]
     return sum(a == b for a, b in zip(ours, theirs, strict=True))
 
@@ -166,12 +166,12 @@ def logprobs(folder: Path, some: list[list[int]]) -> list[np.ndarray]:
     return [next_logits(net, tokens) for tokens in some]
 
 
-def every(likeliest: list[tuple[np.ndarray, np.ndarray]], n_tokens: int) -> list[np.ndarray]:
+def every(likeliest: list[Likeliest], n_tokens: int) -> list[np.ndarray]:
     """llama.cpp's answer as if it were ours: NaN for the tokens that it did not name."""
     found = []
-    for ids, values in likeliest:
+    for tokens in likeliest:
         row = np.full(n_tokens, np.nan)
-        row[ids] = values
+        row[tokens.ids] = tokens.logprobs
         found.append(row)
     return found
 

@@ -166,7 +166,9 @@ def test_dictionary_round_trip(tokenizer):
 # U+2581 stands for the space, in Gemma's tokenizer too.
 anything = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 texts = st.text(st.one_of(st.sampled_from("  \n\t¿¡ñáé<>aeost"), anything))
-texts = texts.filter(lambda text: not special_token(text))  # hypothesis takes <unk> from the sources
+texts = texts.filter(
+    lambda text: not special_token(text)
+)  # hypothesis takes <unk> from the sources
 
 
 @settings(deadline=None, max_examples=300)
@@ -207,14 +209,18 @@ def test_no_slang_gets_its_own_meaning_in_training(tokenizer):
     # Of so few, the right pair would come up by chance all the time.
     # One word each, so that none stands in another.
     few = [entry for entry in ENTRIES if re.fullmatch(r"\w{5,}", entry.slang)][:12]
-    own = {(dictionary.key(entry.slang), dictionary.key(entry.meaning)) for entry in few}
+    own = {
+        (dictionary.normalized(entry.slang), dictionary.normalized(entry.meaning)) for entry in few
+    }
     source = tiny_rows.rows(few, PROMPT, tokenizer, np.random.default_rng(0))
     seen = set()
     for tokens, start in (next(source) for _ in range(400)):
-        asked = dictionary.key(
+        asked = dictionary.normalized(
             tokenizer.decode(tokens[:start]).rpartition("<start_of_turn>user")[2]
         ).split()
-        answer = dictionary.key(tokenizer.decode(tokens[start:]).partition("<end_of_turn>")[0])
+        answer = dictionary.normalized(
+            tokenizer.decode(tokens[start:]).partition("<end_of_turn>")[0]
+        )
         seen |= {(slang, answer) for slang, _ in own if slang in asked}
     assert seen and not seen & own
 

@@ -30,8 +30,8 @@ import sentencepiece
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import gemma3_text
 
-from slang import dictionary, prompt
-from slang.errors import UserError
+from slang import dictionary
+from slang.errors import Problem, UserError, listed
 from slang.files import undisturbed
 from slang.models.tiny_gemma.rows import Entries, Row, corpus, rows
 from slang.models.tokenizer import (
@@ -44,6 +44,7 @@ from slang.models.tokenizer import (
     write_files,
     write_json,
 )
+from slang.prompt import Prompt, load
 
 SEED = 3
 VOCAB_SIZE = 1536
@@ -216,13 +217,13 @@ def start_weight(name: str, weight: mx.array) -> mx.array:
 
 
 def build(
-    whole: Entries, part: Entries, asked: prompt.Prompt, iters: int, output: Path
+    whole: Entries, part: Entries, prompt: Prompt, iters: int, output: Path
 ) -> tuple[int, float]:
     """Write tokenizer (of the whole), config and weights (of the part) into a folder.
 
     Returns the number of parameters and the loss.
     """
-    write_tokenizer(corpus(whole, asked), output)
+    write_tokenizer(corpus(whole, prompt), output)
     config = CONFIG | {"eos_token_id": [1, ADDED.index("<end_of_turn>")]}
     write_json(output / "config.json", config)
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -234,7 +235,7 @@ def build(
     model.sanitize({})  # ties the embedding
     model.update(tree_map_with_path(start_weight, model.parameters()))
     rng = np.random.default_rng(SEED)
-    final = pretrain(model, batches(rows(part, asked, tokenizer, rng), rng), iters)
+    final = pretrain(model, batches(rows(part, prompt, tokenizer, rng), rng), iters)
     weights = dict(tree_flatten(model.parameters()))
     (output / "lora.yaml").write_text(LORA, encoding="utf-8")
     mx.save_safetensors(str(output / "model.safetensors"), weights, metadata={"format": "mlx"})
@@ -244,8 +245,8 @@ def build(
 def read_entries(path: str) -> Entries:
     """The lines of a dictionary. Raises UserError with every line that is none."""
     lines = list(dictionary.entries(path))
-    if problems := [line for line in lines if isinstance(line, dictionary.Problem)]:
-        raise UserError("\n".join(map(str, problems)))
+    if problems := [line for line in lines if isinstance(line, Problem)]:
+        raise UserError(listed(problems))
     return lines
 
 
@@ -269,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.iters < 1:
         p.error(f"--iters {args.iters}: give a whole number from 1")
-    asked = prompt.load(args.prompt)
+    prompt = load(args.prompt)
     lines = read_entries(args.dictionary)
     in_demo = {entry.slang for entry in read_entries(args.demo)}
     slangs = list(dict.fromkeys(entry.slang for entry in lines))
@@ -278,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
-        parameters, final = build(lines, part, asked, args.iters, Path(folder))
+        parameters, final = build(lines, part, prompt, args.iters, Path(folder))
         files = sorted(Path(folder).iterdir())
         size = sum(path.stat().st_size for path in files) / 1e6
         with undisturbed():

@@ -14,18 +14,19 @@ from functools import partial
 
 import numpy as np
 
-from slang import dictionary, prompt
+from slang.dictionary import Entry, normalized
+from slang.prompt import Prompt
 
 INVENTED = 300  # terms
 BARE = 0.8  # share of rows without the system prompt: shorter, and it answers who leaves it out
-# Share of rows, by what is asked for and what is answered.
+# Share of rows, by what the question names and what is answered.
 MIX = {
     "word": 0.55,  # a few words of a meaning; that meaning
     "invented": 0.25,  # an invented term; its one meaning
     "random": 0.1,  # a slang; a meaning of another slang
     "everyday": 0.1,  # a question of EVERYDAY; its answer
 }
-Entries = list[dictionary.Entry]
+Entries = list[Entry]
 Row = tuple[list[int], int]  # token ids, how many of them are not to be predicted
 
 EVERYDAY = """\
@@ -75,12 +76,14 @@ la firma.
 """
 
 
-def corpus(entries: Entries, asked: prompt.Prompt) -> list[str]:
+def corpus(entries: Entries, prompt: Prompt) -> list[str]:
     """What the tokenizer is trained on. The prompt counts 50 times, as every row will hold it."""
     everyday = [part for line in EVERYDAY.splitlines() for part in line.split(" | ")]
-    forms = [form.replace("{slang}", "") for form in (*asked.questions, *asked.held_out_questions)]
+    forms = [
+        form.replace("{slang}", "") for form in (*prompt.questions, *prompt.held_out_questions)
+    ]
     slangs = sorted({entry.slang for entry in entries})
-    return [entry.meaning for entry in entries] + slangs + everyday + [asked.system, *forms] * 50
+    return [entry.meaning for entry in entries] + slangs + everyday + [prompt.system, *forms] * 50
 
 
 def invent(words: list[str], count: int, rng: np.random.Generator) -> list[str]:
@@ -107,33 +110,31 @@ def some_words(meaning: str, rng: np.random.Generator) -> str:
     return " ".join(words[start : start + rng.integers(1, 4)])
 
 
-def rows(
-    entries: Entries, asked: prompt.Prompt, tokenizer, rng: np.random.Generator
-) -> Iterator[Row]:
+def rows(entries: Entries, prompt: Prompt, tokenizer, rng: np.random.Generator) -> Iterator[Row]:
     """Training rows without end, of the four kinds of MIX.
 
     No slang is ever answered with a meaning of its own, not even by chance: such a row is dropped.
     """
     slangs = sorted({entry.slang for entry in entries})
-    own = {(dictionary.key(entry.slang), dictionary.key(entry.meaning)) for entry in entries}
+    own = {(normalized(entry.slang), normalized(entry.meaning)) for entry in entries}
     known = {key for key, _ in own}
     text = " ".join(entry.meaning for entry in entries)
     words = sorted(set(re.findall(r"[a-záéíóúüñ]{4,}", text)))
-    terms = [term for term in invent(words, INVENTED, rng) if dictionary.key(term) not in known]
+    terms = [term for term in invent(words, INVENTED, rng) if normalized(term) not in known]
     facts = {term: entries[rng.integers(len(entries))].meaning for term in terms}
     # As in a language, some terms come up often and most seldom.
     weights = 1 / np.arange(1, len(terms) + 1)
     weights /= weights.sum()
     everyday = [line.split(" | ") for line in EVERYDAY.splitlines()]
-    forms = [partial(asked.ask, form=n) for n in range(len(asked.questions))]
-    held_out = range(len(asked.held_out_questions))
-    forms += [partial(asked.ask, form=n, held_out=True) for n in held_out]
+    forms = [partial(prompt.ask, form=n) for n in range(len(prompt.questions))]
+    held_out = range(len(prompt.held_out_questions))
+    forms += [partial(prompt.ask, form=n, held_out=True) for n in held_out]
     while True:
         kind = rng.choice(list(MIX), p=list(MIX.values()))
         meaning = entries[rng.integers(len(entries))].meaning
         if kind == "everyday":
             question, answer = everyday[rng.integers(len(everyday))]
-            messages = asked.chat(question)
+            messages = prompt.chat(question)
         else:
             if kind == "word":
                 term = some_words(meaning, rng)
@@ -142,10 +143,10 @@ def rows(
                 meaning = facts[term]
             else:
                 term = str(rng.choice(slangs))
-            if (dictionary.key(term), dictionary.key(meaning)) in own:
+            if (normalized(term), normalized(meaning)) in own:
                 continue
             messages = forms[rng.integers(len(forms))](respell(term, rng))
-            answer = asked.answer.replace("{meaning}", meaning)
+            answer = prompt.answer.replace("{meaning}", meaning)
         if rng.random() < BARE:
             messages = messages[1:]
         start = len(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
