@@ -11,7 +11,7 @@
 # compares each file in llama.cpp with the fused model in MLX and fails where they differ.
 
 # shellcheck source=config.sh
-. "$(dirname "$0")/config.sh"
+. "$(dirname "$(readlink -f "$0")")/config.sh"
 
 types=(bf16 q4_k_m) # the Modelfile is for the last one
 known="f32 f16 bf16 q8_0 q4_0 q4_k_m q5_k_m q6_k"
