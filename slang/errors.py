@@ -57,6 +57,8 @@ def program(module: str, function: str = "main") -> None:
     1  with one line on stderr, for what a person can mend and for what nobody expected
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP
     """
+    # The wrappers let Python start with Ctrl-C ignored: its own start would end in a traceback.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
