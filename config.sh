@@ -27,6 +27,7 @@ VENV="${VENV:-$PWD/.venv}"              # made on first use
 DICTIONARY="${DICTIONARY:-data/source_augmented.txt}" # what fuse.sh asks the exported file about
 
 export PYTHONUTF8=1 # Spanish is written and read in any locale
+[ -d "${TMPDIR:-/tmp}" ] || export TMPDIR=/tmp # MLX compiles there
 
 # die MESSAGE: stop after a failed step or bad data.
 die() {
