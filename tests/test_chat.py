@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, at_terminal, run
+from conftest import ROOT, TINY, run
+from terminal import at_terminal
 
 from slang import prompt
 from slang.chat import command
