@@ -51,7 +51,8 @@ from mlx_lm.utils import load_model, load_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from slang import cpu, lora, model_files  # noqa: E402
+from slang import cpu, lora  # noqa: E402
+from slang.models import find as model_files  # noqa: E402
 
 TINY = ROOT / "models/tiny-gemma3"
 PEFT = ROOT / ".cache/peft"

@@ -50,8 +50,9 @@ from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapt
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from slang import cpu, jsonl, model_files, prompt
+from slang import cpu, jsonl, prompt
 from slang.dictionary import Problem, told
+from slang.models import find as model_files
 
 PAD_TO = 8  # tokens, where shapes are not planned
 CHUNK = 32  # batches that are sorted by length together
@@ -1090,7 +1091,7 @@ def main(argv: list[str] | None = None) -> int:
                 run(args)
         else:
             run(args)
-    except (UsageError, prompt.PromptError, model_files.Unusable) as error:
+    except (UsageError, prompt.PromptError, model_files.UserError) as error:
         if mx.distributed.init().rank() == 0:
             print(error, file=sys.stderr)
         return 1
