@@ -24,7 +24,6 @@ RESULTS="${RESULTS:-results}"           # where evaluate.sh keeps its log
 CACHE="${CACHE:-.cache}"                # where a .gguf file becomes a folder that MLX can load
 PYTHON="${PYTHON:-python3}"             # makes the .venv; 3.11 or newer
 VENV="${VENV:-$PWD/.venv}"              # made on first use
-DICTIONARY="${DICTIONARY:-data/source_augmented.txt}" # what fuse.sh asks the exported file about
 
 export PYTHONUTF8=1 # Spanish is written and read in any locale
 [ -d "${TMPDIR:-/tmp}" ] || export TMPDIR=/tmp # MLX compiles there

@@ -11,7 +11,7 @@
 . "$(dirname "$(readlink -f "$0")")/config.sh"
 
 export MODEL=gemma-3-270m DATA=data/demo ADAPTER_PATH=adapters/demo FUSED_PATH=fused_model_demo
-export RESULTS=results/demo DICTIONARY=data/demo.txt
+export RESULTS=results/demo
 
 forms=3
 train=(--iters 130 --steps-per-eval 130 --save-every 50)
@@ -45,7 +45,7 @@ fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"
 mkdir -p "$DATA"
-python make_jsonl.py --input "$DICTIONARY" --output "$DATA/source.jsonl" --forms "$forms"
+python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl" --forms "$forms"
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
 python split_jsonl.py --input "$DATA/source.jsonl" --train "$DATA/train.jsonl" \
