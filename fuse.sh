@@ -37,4 +37,4 @@ flags=(
 )
 
 need_venv
-run python -m slang.export "${flags[@]}" "$@"
+run_last python -m slang.export "${flags[@]}" "$@"

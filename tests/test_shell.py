@@ -68,6 +68,13 @@ def test_no_bash_4_and_no_tools_that_macos_lacks():
         assert not re.search(newer, path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.parametrize("wrapper", ["chat.sh", "fuse.sh"])
+def test_the_last_act_makes_the_shell_python(wrapper):
+    """So that a signal sent to the wrapper reaches Python."""
+    text = (ROOT / wrapper).read_text(encoding="utf-8").replace("\\\n", " ")
+    assert text.splitlines()[-1].startswith("run_last python -m slang.")
+
+
 def test_exact_versions_are_those_that_are_allowed():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     exact = dict(line.lower().split("==") for line in lines if not line.startswith("#"))

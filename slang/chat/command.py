@@ -110,7 +110,7 @@ def say(model: Model, messages: Messages, text: str) -> Messages:
     question = prompt.question(model.prompt, checked(text, "the question"))
     if question != text:
         print(f"  {question}", file=sys.stderr)
-    asked = [*messages, {"role": "user", "content": question}]
+    asked: Messages = [*messages, {"role": "user", "content": question}]
     answer = ""
     for piece in model.answer(asked):
         print(piece, end="", flush=True)
