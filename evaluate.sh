@@ -14,7 +14,7 @@
 # <label>.html to look at, and in $RESULTS/LOG.md a row of the table and a line under each heading.
 
 # shellcheck source=config.sh
-. "$(dirname "$0")/config.sh"
+. "$(dirname "$(readlink -f "$0")")/config.sh"
 
 ask=( # asked of both models, for you to read
   "musica de plancha"

@@ -13,7 +13,7 @@
 # --save-every steps; and adapters_best.safetensors (by validation loss), prompt.toml, log.jsonl, loss.svg, and resume.safetensors for --resume.
 
 # shellcheck source=config.sh
-. "$(dirname "$0")/config.sh"
+. "$(dirname "$(readlink -f "$0")")/config.sh"
 
 ENGINE="${ENGINE:-slang}" # slang, or mlx_lm
 HOSTFILE="${HOSTFILE:-}"  # machines to train on together; the folder and MODEL have to be there under the same path

