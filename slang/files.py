@@ -209,3 +209,8 @@ def overwritten(source: str | Path, targets: Iterable[str | Path]) -> str | None
                 return str(target)
         seen.append(target)
     return None
+
+
+def default(*names: str) -> str:
+    """A path in the project's folder, as seen from where one stands; an absolute one stays."""
+    return str(Path(os.path.relpath(Path(__file__).parent.parent), *names))
