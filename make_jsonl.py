@@ -21,6 +21,7 @@ from zlib import crc32
 from slang import files, jsonl, prompt
 from slang.dictionary import Entry, entries, fold, normalized
 from slang.errors import Problem, UserError, listed
+from slang.text import unusable
 
 
 def forms(text: str) -> int | str:
@@ -96,13 +97,15 @@ def main(argv: list[str] | None = None) -> int:
             # Each slang begins with another form, so that all are used alike.
             first = next_form.get(slang, crc32(slang.encode()) % n_forms)
             next_form[slang] = first + per_line
-            for form in range(first, first + per_line):
-                record = ask(its_prompt, entry, form, args.plain_spelling)
-                if why := jsonl.wrong(record):  # <{slang}> is a special token for some slangs
-                    problems.append(Problem(args.input, entry.line, why))
-                    continue
-                file.write(jsonl.dumps(record))
-                written += 1
+            rows = [
+                ask(its_prompt, entry, form, args.plain_spelling)
+                for form in range(first, first + per_line)
+            ]
+            if why := next(filter(None, map(unusable_message, rows)), None):
+                problems.append(Problem(args.input, entry.line, why))
+                continue
+            file.writelines(map(jsonl.dumps, rows))
+            written += len(rows)
         if problems:
             print(listed(problems), file=sys.stderr)
         if problems and not args.skip_bad:
@@ -124,3 +127,11 @@ def ask(its_prompt: prompt.Prompt, entry: Entry, form: int, plain_spelling: floa
     if draw < plain_spelling * 2**32:
         messages[-2]["content"] = as_typed(messages[-2]["content"])
     return {"slang": entry.slang, "meaning": entry.meaning, "messages": messages}
+
+
+def unusable_message(record: jsonl.Record) -> str | None:
+    """Why what was filled in can't be used: <{slang}> makes special tokens of some slangs."""
+    for message in record["messages"][-2:]:
+        if why := unusable(message["content"]):
+            return f"the {message['role']} message: {why}"
+    return None

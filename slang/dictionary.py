@@ -12,10 +12,11 @@ if __name__ == "__main__":
     program("slang.lint")
 
 import codecs
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ def fold(text: str) -> str:
     return "".join(map(_without_accent, unicodedata.normalize("NFC", text).casefold()))
 
 
+@lru_cache(maxsize=1000)  # lines of a slang stand together
 def normalized(text: str) -> str:
     """The form in which two texts count as equal: folded, without punctuation and spacing.
 
@@ -70,8 +72,7 @@ def normalized(text: str) -> str:
     >>> normalized("  ¡Qué  CHIVA! "), normalized("¿?")
     ('que chiva', '¿?')
     """
-    letters = [c if c.isalnum() or c == "_" else " " for c in fold(text)]
-    return " ".join("".join(letters).split()) or " ".join(text.split())
+    return " ".join(re.sub(r"\W", " ", fold(text)).split()) or " ".join(text.split())
 
 
 key = normalized

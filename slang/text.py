@@ -7,8 +7,9 @@ a question that was typed. No rule here takes longer than the text is long.
 import re
 import unicodedata
 
-# Letters, marks and signs of Western languages. A text of these alone needs no further look.
-ORDINARY = re.compile("[ -~\u00a1-\u00ac\u00ae-\u00ff\u2010-\u2027\u20ac]*")
+# Letters, marks and signs of Western languages, but for < and [, with which a special token begins.
+# A text of these alone needs no further look.
+ORDINARY = re.compile("[ -;=-Z\\\\-~\u00a1-\u00ac\u00ae-\u00ff\u2010-\u2027\u20ac]*")
 # Unicode's categories of what shows nothing, or has no meaning that all agree on.
 HIDDEN = {
     "Cc": "control",
@@ -50,10 +51,10 @@ def unusable(text: str, breaks: bool = False) -> str | None:
 
     `breaks` allows line breaks and tabs.
     """
-    if token := special_token(text):
-        return f"special token {token!r} in the text; take it out, the chat template writes them"
     if ORDINARY.fullmatch(text):
         return None
+    if token := special_token(text):
+        return f"special token {token!r} in the text; take it out, the chat template writes them"
     before = " "
     for character in text:
         if not (breaks and character in "\n\t") and (what := _wrong(character, before)):
@@ -83,6 +84,7 @@ def _wrong(character: str, before: str) -> str | None:
 
 def says_something(text: str) -> bool:
     """Whether there is a letter, a digit or a sign in it, and not punctuation alone."""
-    return any(
-        unicodedata.category(character)[0] in "LNS" and character not in BLANK for character in text
-    )
+    for character in text:
+        if unicodedata.category(character)[0] in "LNS" and character not in BLANK:
+            return True
+    return False
