@@ -37,8 +37,9 @@ from gguf import GGMLQuantizationType as GGML
 from gguf import GGUFValueType, LlamaFileType, TokenType
 from tqdm import tqdm
 
-from slang import dictionary, jsonl, model_files, prompt
-from slang.errors import UserError
+from slang import dictionary, model_files, prompt
+from slang.errors import UserError, told
+from slang.files import replacing
 from slang.models.layout import Config, attention_scalar, expected_shapes, gguf_names
 from slang.models.tokenizer import IMAGE_TOKEN, SPACE
 
@@ -455,7 +456,7 @@ def export(folder: Path, kinds: list[str], name: str) -> list[Path]:
         )
     paths = [folder / f"{name}-{kind.upper()}.gguf" for kind in kinds]
 
-    with jsonl.replacing(*paths, folder / "Modelfile") as files:
+    with replacing(*paths, folder / "Modelfile") as files:
         for path, file, (types, header, size) in zip(paths, files, plans, strict=False):
             start = time.perf_counter()
             file.write(header)
@@ -867,10 +868,10 @@ def main(argv: list[str] | None = None) -> int:
             gc.disable()  # half a million merges are lists, and to look among them for garbage doubles the time to read them
             export(args.folder, list(dict.fromkeys(args.type)), args.name or args.folder.resolve().name)
         return 0
-    except (UserError, prompt.PromptError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(dictionary.told(error, args.folder or ""), file=sys.stderr)
+        print(told(error), file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped; no file was written or changed", file=sys.stderr)
         return 130

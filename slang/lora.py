@@ -46,12 +46,18 @@ from mlx_lm.models.gemma3_text import clip_residual
 from mlx_lm.tuner.callbacks import get_reporting_callbacks
 from mlx_lm.tuner.datasets import ChatDataset, load_dataset
 from mlx_lm.tuner.trainer import grad_checkpoint
-from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters, print_trainable_parameters
+from mlx_lm.tuner.utils import (
+    build_schedule,
+    linear_to_lora_layers,
+    load_adapters,
+    print_trainable_parameters,
+)
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit, save_config
 from rich.progress import TextColumn, TimeRemainingColumn
 
 from slang import cpu, jsonl, model_files, prompt
-from slang.dictionary import Problem, told
+from slang.errors import Problem, UserError, told
+from slang.files import replacing
 
 PAD_TO = 8  # tokens, where shapes are not planned
 CHUNK = 32  # batches that are sorted by length together
@@ -482,7 +488,6 @@ def only_run(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{folder}: another run is training there; wait for it or choose another --adapter-path") from None
-        jsonl.finish(folder)
         for left in folder.glob(".*.part"):  # what a killed run was writing
             left.unlink()
         yield
@@ -523,7 +528,7 @@ class Run:
         arrays = {f"{part}/{name}": a for part, values in parts.items() for name, a in values.items()}
         numbers = {name: getattr(self, name) for name in self.NUMBERS}
         about = {"numbers": json.dumps(numbers), "identity": json.dumps(self.identity), "iters": str(self.args.iters)}
-        with jsonl.replacing(self.folder / "resume.safetensors") as (file,):
+        with replacing(self.folder / "resume.safetensors") as (file,):
             mx.save_safetensors(file, arrays, about)
         self.save_adapters()
 
@@ -538,7 +543,7 @@ class Run:
         number = f"{self.iteration:07d}_adapters.safetensors"
         if self.iteration and self.iteration % self.args.save_every == 0:
             files[number] = last
-        with jsonl.replacing(*(self.folder / name for name in files)) as opened:
+        with replacing(*(self.folder / name for name in files)) as opened:
             for file, weights in zip(opened, files.values(), strict=True):
                 # In one order: a file's bytes follow from the order in which its arrays are given, and mx.load has another.
                 mx.save_safetensors(file, {name: weights[name].astype(dtype) for name, dtype in self.dtypes.items()})
@@ -591,7 +596,7 @@ class Run:
             row = json.loads(line) if line.endswith("}") else {"iteration": math.inf}
             if row["iteration"] <= (self.validated if "val_loss" in row else self.iteration):
                 rows.append(line + "\n")
-        with jsonl.replacing(path) as (file,):
+        with replacing(path) as (file,):
             file.write("".join(rows).encode())
 
     def log(self, row: dict) -> None:
@@ -614,7 +619,7 @@ class Run:
             axes.axvline(self.best_iteration, color="grey", linestyle=":", label=f"best, {self.best_loss:.3f}")
         axes.set(xlabel="iteration", ylabel="loss per answer token, nats", ylim=(0, None))
         axes.legend()
-        with jsonl.replacing(self.folder / "loss.svg") as (file,):
+        with replacing(self.folder / "loss.svg") as (file,):
             figure.savefig(file, format="svg")
         pyplot.close(figure)
 
@@ -1090,12 +1095,12 @@ def main(argv: list[str] | None = None) -> int:
                 run(args)
         else:
             run(args)
-    except (UsageError, prompt.PromptError, model_files.Unusable) as error:
+    except (UsageError, UserError, model_files.Unusable) as error:
         if mx.distributed.init().rank() == 0:
             print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(told(error, args.adapter_path), file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     except Stopped:
         rprint(f"Stopped, and saved in {args.adapter_path}; the same command with --resume goes on from there", file=sys.stderr)

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from slang.dictionary import told
-from slang.errors import UserError
+from slang.errors import UserError, told
 
 TINY = "MODEL=models/tiny-gemma3"
 AGAIN = "copy or download the model again"

@@ -35,6 +35,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import gemma3_text
 
 from slang import dictionary, prompt
+from slang.errors import UserError
 from slang.models.tokenizer import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
@@ -401,7 +402,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asked = prompt.load(args.prompt)
         lines, demo = (list(dictionary.entries(path)) for path in (args.dictionary, args.demo))
-    except (OSError, prompt.PromptError) as error:
+    except (OSError, UserError) as error:
         print(error, file=sys.stderr)
         return 1
     if problems := [line for line in lines + demo if isinstance(line, dictionary.Problem)]:

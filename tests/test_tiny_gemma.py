@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from slang import dictionary, prompt, tiny_gemma
+from slang.text import special_token
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/tiny-gemma3"
@@ -143,7 +144,7 @@ def test_dictionary_round_trip(tokenizer):
 # U+2581 stands for the space, in Gemma's tokenizer too.
 anything = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 texts = st.text(st.one_of(st.sampled_from("  \n\t¿¡ñáé<>aeost"), anything))
-texts = texts.filter(lambda text: not dictionary.special_token(text))  # hypothesis takes <unk> from the sources
+texts = texts.filter(lambda text: not special_token(text))  # hypothesis takes <unk> from the sources
 
 
 @settings(deadline=None, max_examples=300)
