@@ -21,7 +21,6 @@ from zlib import crc32
 from slang import files, jsonl, prompt
 from slang.dictionary import Entry, entries, fold, normalized
 from slang.errors import Problem, UserError, listed
-from slang.text import unusable
 
 
 def forms(text: str) -> int | str:
@@ -97,12 +96,13 @@ def main(argv: list[str] | None = None) -> int:
             # Each slang begins with another form, so that all are used alike.
             first = next_form.get(slang, crc32(slang.encode()) % n_forms)
             next_form[slang] = first + per_line
-            rows = [
-                ask(its_prompt, entry, form, args.plain_spelling)
-                for form in range(first, first + per_line)
-            ]
-            if why := next(filter(None, map(unusable_message, rows)), None):
-                problems.append(Problem(args.input, entry.line, why))
+            try:
+                rows = [
+                    row(its_prompt, entry, form, args.plain_spelling)
+                    for form in range(first, first + per_line)
+                ]
+            except UserError as error:
+                problems.append(Problem(args.input, entry.line, str(error)))
                 continue
             file.writelines(map(jsonl.dumps, rows))
             written += len(rows)
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def ask(its_prompt: prompt.Prompt, entry: Entry, form: int, plain_spelling: float) -> jsonl.Record:
+def row(its_prompt: prompt.Prompt, entry: Entry, form: int, plain_spelling: float) -> jsonl.Record:
     """The record of one line in one question form; a share of them as people type it."""
     messages = its_prompt.row(entry.slang, entry.meaning, form % len(its_prompt.questions))
     # An odd multiple of a 32-bit number is, modulo 2**32, another draw for each form.
@@ -127,11 +127,3 @@ def ask(its_prompt: prompt.Prompt, entry: Entry, form: int, plain_spelling: floa
     if draw < plain_spelling * 2**32:
         messages[-2]["content"] = as_typed(messages[-2]["content"])
     return {"slang": entry.slang, "meaning": entry.meaning, "messages": messages}
-
-
-def unusable_message(record: jsonl.Record) -> str | None:
-    """Why what was filled in can't be used: <{slang}> makes special tokens of some slangs."""
-    for message in record["messages"][-2:]:
-        if why := unusable(message["content"]):
-            return f"the {message['role']} message: {why}"
-    return None

@@ -1,7 +1,7 @@
 """Chat JSONL, one `{"messages": [...]}` a line, as mlx-lm's ChatDataset reads it."""
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict
 
@@ -12,6 +12,7 @@ from slang.errors import Problem, UserError, first_line, listed
 from slang.text import says_something, unusable
 
 ROLES = (["user", "assistant"], ["system", "user", "assistant"])
+NO_RECORD = "no record in it; run make_jsonl.py and split_jsonl.py first"
 SHAPE = 'a record is {"messages": [system, user, assistant]}'
 
 
@@ -101,7 +102,7 @@ def records(path: str | Path, strict: bool = False) -> Iterator[Row | Problem]:
     if not lines[-1]:
         del lines[-1]
     for number, line in enumerate(lines, 1):
-        text = line.strip()
+        text = line.strip(b" \t\r")  # what JSON takes for blanks
         if not text:
             if strict:
                 yield Problem(str(path), number, "blank, where mlx_lm stops; take the line out")
@@ -119,27 +120,25 @@ def read(path: str | Path) -> list[Record]:
     if problems := [row for row in rows if isinstance(row, Problem)]:
         raise UserError(listed(problems))
     if not rows:
-        raise UserError(f"{path}: no record in it; run make_jsonl.py and split_jsonl.py first")
+        raise UserError(f"{path}: {NO_RECORD}")
     return [row.record for row in rows]
 
 
-def check(
-    paths: Iterable[str | Path], differs: Callable[[Record], str | None] = lambda record: None
-) -> None:
-    """Raise UserError naming file and line of whatever mlx_lm could not read or `differs` tells."""
+def check(paths: Iterable[str | Path]) -> list[list[Row]]:
+    """The rows of each file. Raises UserError naming file and line of what mlx_lm can't read."""
+    found = []
     problems: list[object] = []
     for path in paths:
-        empty = True
+        rows = []
+        before = len(problems)
         for row in records(path, strict=True):
-            empty = False
-            if isinstance(row, Problem):
-                problems.append(row)
-            elif what := differs(row.record):
-                problems.append(Problem(row.path, row.line, what))
-        if empty:
-            problems.append(f"{path}: no record in it; run make_jsonl.py and split_jsonl.py first")
+            (problems if isinstance(row, Problem) else rows).append(row)
+        if not rows and len(problems) == before:
+            problems.append(f"{path}: {NO_RECORD}")
+        found.append(rows)
     if problems:
         raise UserError(listed(problems))
+    return found
 
 
 def answer(record: Record) -> str:

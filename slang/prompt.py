@@ -26,7 +26,7 @@ import msgspec
 
 from slang import files, jsonl
 from slang.dictionary import normalized
-from slang.errors import UserError, first_line
+from slang.errors import Problem, UserError, first_line, listed
 from slang.text import unusable
 
 Messages = list[jsonl.Message]
@@ -47,10 +47,13 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer: str
 
     def chat(self, question: str) -> Messages:
-        """System and user message for a question that is asked as it stands."""
+        """System and user message for a question that is asked as it stands.
+
+        Raises UserError for one that must not reach the chat template.
+        """
         return [
             {"role": "system", "content": self.system},
-            {"role": "user", "content": question},
+            {"role": "user", "content": _usable(question, "question")},
         ]
 
     def ask(self, slang: str, form: int = 0, held_out: bool = False) -> Messages:
@@ -60,7 +63,7 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def row(self, slang: str, meaning: str, form: int) -> Messages:
         """System, user and assistant message: one training row."""
-        answer = self.answer.replace("{meaning}", meaning)
+        answer = _usable(self.answer.replace("{meaning}", meaning), "answer")
         return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
 
     train = row
@@ -69,6 +72,13 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """SHA-256 of what the prompt says: comments and layout of prompt.toml don't count."""
         fields = [self.region, self.system, self.questions, self.held_out_questions, self.answer]
         return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+
+
+def _usable(text: str, name: str) -> str:
+    """The text. Raises UserError after filling in, too: <{slang}> makes special tokens of some."""
+    if why := unusable(text, breaks=True):
+        raise UserError(f"the {name} {text!r}: {why}")
+    return text
 
 
 def load(path: str | Path = "prompt.toml") -> Prompt:
@@ -134,14 +144,10 @@ def _filled(prompt: Prompt) -> Prompt:
 
 
 def question(prompt: Prompt, text: str) -> str:
-    """A question as it stands (it has ?, ¿ or a quotation), else the first form about the slang.
-
-    Raises UserError for a text that must not reach the chat template.
-    """
-    asked = text if re.search(r"[?¿\"“”«»]", text) else prompt.ask(text)[-1]["content"]
-    if why := unusable(asked, breaks=True):
-        raise UserError(f"the question: {why}")
-    return asked
+    """A question as it stands (it has ?, ¿ or a quotation), else the first form about the slang."""
+    is_question = re.search(r"[?¿\"“”«»]", text)
+    messages = prompt.chat(text) if is_question else prompt.ask(text)
+    return messages[-1]["content"]
 
 
 @lru_cache(maxsize=1000)
@@ -167,16 +173,19 @@ def differs(prompt: Prompt, record: jsonl.Record) -> str | None:
 
 
 def check(path: str, paths: list[str]) -> None:
-    """Raise UserError naming each line that mlx_lm can't read or that another prompt made."""
+    """Raise UserError naming lines that mlx_lm can't read, or that another prompt made."""
     prompt = load(path)
-
-    def wrong(record: jsonl.Record) -> str | None:
-        if what := differs(prompt, record):
+    problems = []
+    for rows in jsonl.check(paths):
+        found = [(row, what) for row in rows if (what := differs(prompt, row.record))]
+        if found:
+            row, what = found[0]
+            more = f", as {len(found) - 1} more" if len(found) > 1 else ""
+            what = f"made with {what} than {path} has{more}"
             remedy = "run make_jsonl.py and split_jsonl.py again"
-            return f"made with {what} than {path} has; {remedy}"
-        return None
-
-    jsonl.check(paths, wrong)
+            problems.append(Problem(row.path, row.line, f"{what}; {remedy}"))
+    if problems:
+        raise UserError(listed(problems))
 
 
 def main(argv: list[str] | None = None) -> int:
