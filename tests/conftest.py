@@ -58,6 +58,14 @@ def seed() -> int:
     return number
 
 
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk():
+    """For tests that write hundreds of files, whose time is that of os.fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter):
     """Add up what tests counted with record_property: cases, examples, interruptions."""
     totals = Counter()

@@ -19,6 +19,7 @@ from slang import jsonl
 from slang.dictionary import Entry, entries
 from slang.errors import MOST_LISTED, Problem, UserError
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 SPLITS = ("train", "valid", "test", "eval")
 EXAMPLES = 400
 many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
