@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 
@@ -207,7 +208,41 @@ def test_an_unreadable_file(tmp_path):
     assert (done.returncode, done.stderr) == (1, f"{source}: {reason}\n")
 
 
-def test_a_full_disk():
+# A disk of its own at $1, mounted as $2 says; the command follows.
+DISK = """mount -t tmpfs -o size=64k none "$1" && echo earlier >"$1/x" || exit 99
+mount -o "remount,$2" "$1"; disk=$1; shift 2; "$@"; code=$?; ls -A "$disk"; cat "$disk/x"
+exit $code"""
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("rw", "No space left on device; make room and run this again"),
+        ("ro", "Read-only file system; name a folder that can be written"),
+    ],
+)
+@pytest.mark.parametrize("command", ["make", "split"])
+def test_a_disk_that_takes_no_more(tmp_path, options, reason, command):
+    namespace = ["unshare", "-rm"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"]).returncode:
+        pytest.skip("no namespaces here")
+    disk, source = tmp_path / "disk", tmp_path / "d.txt"
+    disk.mkdir()
+    source.write_text("".join(f"mae {i // 4}::Amigo {i}.\n" for i in range(2000)))
+    flags = ["--input", source, "--output", disk / "x"]
+    if command == "split":
+        make(source)
+        names = ("train", "valid", "test", "eval")
+        outputs = [part for name in names for part in (f"--{name}", disk / f"{name}.jsonl")]
+        flags = ["--input", tmp_path / "d.jsonl", *outputs]
+    started = [sys.executable, f"{command}_jsonl.py", *flags]
+    done = run(*namespace, "sh", "-c", DISK, "sh", disk, options, *started)
+    target = disk / ("x" if command == "make" else "train.jsonl")
+    assert (done.returncode, done.stderr) == (1, f"{target}: {reason}\n")
+    assert done.stdout == "x\nearlier\n"
+
+
+def test_a_full_device():
     done = script("make_jsonl.py", "--input", ROOT / "data/demo.txt", "--output", "/dev/full")
     reason = "No space left on device; make room and run this again"
     assert (done.returncode, done.stderr) == (1, f"/dev/full: {reason}\n")
