@@ -142,8 +142,8 @@ MODELS = [
             "{d}/data/valid.jsonl:1: not valid JSON (JSON is malformed: invalid character (byte 0)); "
             "write the file again with make_jsonl.py",
             DATA | {"data/valid.jsonl": b"mae\n"}),
-    wrapper("data-of-another-prompt", "./train.sh", "{d}/data/train.jsonl:1: made with another system prompt than prompt.toml "
-            "has; run make_jsonl.py and split_jsonl.py again", OTHER_DATA),
+    wrapper("data-of-another-prompt", "./train.sh", "\n".join(f"{{d}}/data/{name}.jsonl:1: made with another system prompt "
+            "than prompt.toml has; run make_jsonl.py and split_jsonl.py again" for name in ("train", "valid")), OTHER_DATA),
     wrapper("test-data-of-another-prompt", "./evaluate.sh", "{d}/data/test.jsonl:1: made with another system prompt than "
             "{d}/a/prompt.toml has; run make_jsonl.py and split_jsonl.py again", adapter() | OTHER_DATA),
     *(wrapper(f"no-adapter-{c.split()[0][2:-3]}", c, NO_ADAPTER, DATA) for c in SEVERAL),
