@@ -1,10 +1,10 @@
-"""make_jsonl.py and split_jsonl.py against a plain script of the same job, over lines generated from the dictionary.
+"""make_jsonl.py and split_jsonl.py against a plain script of the same job, over generated lines.
 
-The plain script reads, `json.dumps`, `json.loads` and shuffles, as one would write it in ten minutes: no check of a line, no
-duplicates dropped, a split by line number. Each command runs as a process of its own, its time and peak memory (maximum
-resident set) taken from the operating system.
+The plain script reads, `json.dumps`, `json.loads` and shuffles, as one would write it in ten
+minutes: no check of a line, no duplicates dropped, a split by line number. Each command runs as a
+process of its own; the operating system tells its time and its peak memory (maximum resident set).
 
-Run as: python benchmarks/data.py [--lines 1000000] [--repeat 1]
+Run as: python benchmarks/data.py [--lines 100000] [--repeat 1]
 """
 
 import argparse
@@ -26,9 +26,11 @@ system, question = sys.argv[3:]
 with open(sys.argv[1], encoding="utf-8") as source, open(sys.argv[2], "w", encoding="utf-8") as out:
     for line in source:
         slang, meaning = line.strip().split("::", 1)
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": question.replace("{slang}", slang)},
+        messages = [{"role": "system", "content": system},
+                    {"role": "user", "content": question.replace("{slang}", slang)},
                     {"role": "assistant", "content": meaning}]
-        out.write(json.dumps({"slang": slang, "meaning": meaning, "messages": messages}, ensure_ascii=False) + "\\n")
+        row = {"slang": slang, "meaning": meaning, "messages": messages}
+        out.write(json.dumps(row, ensure_ascii=False) + "\\n")
 """
 PLAIN_SPLIT = """
 import json, random, sys
@@ -36,7 +38,8 @@ with open(sys.argv[1], encoding="utf-8") as source:
     rows = [json.loads(line) for line in source]
 random.Random(42).shuffle(rows)
 a, b = int(len(rows) * 0.8), int(len(rows) * 0.9)
-for name, part in (("train", rows[:a]), ("valid", rows[a:b]), ("test", rows[b:]), ("eval", rows[: a // 10])):
+parts = {"train": rows[:a], "valid": rows[a:b], "test": rows[b:], "eval": rows[: a // 10]}
+for name, part in parts.items():
     with open(f"{sys.argv[2]}/{name}.jsonl", "w", encoding="utf-8") as out:
         for row in part:
             out.write(json.dumps(row, ensure_ascii=False) + "\\n")
@@ -44,8 +47,9 @@ for name, part in (("train", rows[:a]), ("valid", rows[a:b]), ("test", rows[b:])
 
 
 def generate(path: Path, n: int) -> None:
-    """n lines, all different: the dictionary again and again, every round with numbered slangs and meanings."""
-    lines = [item for item in entries(ROOT / "data/source_augmented.txt") if isinstance(item, Entry)]
+    """n lines, all different: the dictionary again and again, with the round's number in each."""
+    found = entries(ROOT / "data/source_augmented.txt")
+    lines = [item for item in found if isinstance(item, Entry)]
     with path.open("w", encoding="utf-8") as file:
         for i in range(n):
             entry, turn = lines[i % len(lines)], i // len(lines)
@@ -64,24 +68,29 @@ def cost(command: list[str | Path]) -> tuple[float, float]:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--lines", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sizes to run")
-    p.add_argument("--repeat", type=int, default=1, help="runs of each, taking turns; the quickest counts")
+    p = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--lines", type=int, nargs="+", default=[10_000, 100_000], help="sizes to run")
+    p.add_argument("--repeat", type=int, default=1, help="runs of each; the quickest counts")
     args = p.parse_args()
     from slang import prompt
 
     asked = prompt.load(ROOT / "prompt.toml")
+    told_and_asked = (asked.system, asked.questions[0])
     print(f"{'lines':>9}  {'':11}{'plain':>18}{'ours':>18}{'time':>8}{'memory':>8}")
     for n in args.lines:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             source, rows, plain_rows = folder / "d.txt", folder / "d.jsonl", folder / "plain.jsonl"
             generate(source, n)
-            outputs = [x for s in ("train", "valid", "test", "eval") for x in (f"--{s}", folder / f"{s}.jsonl")]
+            names = ("train", "valid", "test", "eval")
+            outputs = [f"--{name}={folder / name}.jsonl" for name in names]
             (folder / "plain").mkdir()
             jobs = {
                 "make_jsonl": (
-                    [sys.executable, "-c", PLAIN_MAKE, source, plain_rows, asked.system, asked.questions[0]],
+                    [sys.executable, "-c", PLAIN_MAKE, source, plain_rows, *told_and_asked],
                     [sys.executable, "make_jsonl.py", "--input", source, "--output", rows],
                 ),
                 "split_jsonl": (

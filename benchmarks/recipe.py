@@ -1,25 +1,30 @@
-"""How should one train? One thing at a time is varied around the defaults of train.sh, on Gemma 3 270M.
+"""How should one train? One thing at a time is varied around the defaults, on Gemma 3 270M.
 
-Each training makes its data, trains and is evaluated as the wrappers do it, in .cache/recipe/NAME-SEED; one that has a result
-there is not done again, so that the driver goes on where it was stopped. At the end it prints the table of all results.
+Each training makes its data, trains and is evaluated as the wrappers do it, in
+.cache/recipe/NAME-SEED. One that has a result there is not done again, and one that was stopped goes
+on, so the driver goes on where it was stopped. At the end it prints the table of all results.
 
-Run as: python benchmarks/recipe.py                               every setting with the first seed; hours on two cores
+Run as: python benchmarks/recipe.py                        every setting, one seed; hours on two cores
         python benchmarks/recipe.py --only defaults --seeds 42 43 44
-        python benchmarks/recipe.py --table                       what there is, as Markdown
+        python benchmarks/recipe.py --table                what there is, as Markdown
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".cache/recipe"
 EVERYDAY = "data/everyday.jsonl"
+DEMO = "data/demo.txt"
+WHOLE = "data/source_augmented.txt"
 FIGURES = {
     "new": "choice accuracy, new wording",
     "close": "choice accuracy, new wording, close",
@@ -32,42 +37,80 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A training: what it varies in words, the question forms of a wording, the flags of slang.lora."""
+    """A training: what it varies in words, its data, and the flags of slang.train."""
 
     varies: str
-    forms: str = "3"
-    steps: int = 130
-    rate: str = "2e-4"
+    forms: str = "3"  # question forms that each wording is asked in
+    questions: int | None = None  # of prompt.toml, the first ones; all where it is None
+    slangs: int | None = (
+        None  # of the whole dictionary, drawn by a hash; the demo's where it is None
+    )
+    steps: int = STEPS
+    rate: str = "RATE"
+    bias_correction: bool = True
     decay: bool = True
     everyday: str = EVERYDAY
+    share: str = "SHARE"  # of everyday rows for one of the dictionary's
     more: tuple[str, ...] = ()
-    dictionary: str = "data/demo.txt"
 
     def flags(self) -> list[str]:
-        given = ["--iters", str(self.steps), "--learning-rate", self.rate, "--everyday", self.everyday]
-        given += ["--decay"] * self.decay
+        """The flags of slang.train."""
+        given = ["--iters", str(self.steps), "--learning-rate", self.rate]
+        given += ["--everyday", self.everyday, "--everyday-share", self.share]
+        given += ["--decay"] * self.decay + ["--bias-correction"] * self.bias_correction
         return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given, *self.more]
 
 
 SETTINGS = {
-    "defaults": Setting("62 slangs, 3 question forms, 130 steps of 16, 2e-4 with decay, everyday Spanish"),
+    "defaults": Setting("62 slangs, 3 forms a wording of 20, everyday Spanish, decay"),
+    "questions-8": Setting("8 question forms in place of 20", questions=8),
     "no-everyday": Setting("no everyday Spanish", everyday=""),
-    "forms-all": Setting("every question form", forms="all"),
+    "share-0.25": Setting("a row of everyday Spanish for four", share="0.25"),
     "forms-1": Setting("one question form a wording", forms="1"),
-    "no-decay": Setting("the same learning rate throughout", decay=False),
-    "rate-1e-4": Setting("learning rate 1e-4", rate="1e-4"),
-    "rate-3e-4": Setting("learning rate 3e-4", rate="3e-4"),
-    "steps-75": Setting("75 steps", steps=75),
-    "steps-300": Setting("300 steps", steps=300),
+    "no-bias-correction": Setting(
+        "Adam as MLX has it by default, 2e-4", rate="2e-4", bias_correction=False
+    ),
+    "400 slangs": Setting("400 slangs", slangs=400, steps=640),
 }
 
 
 def run(*command: str | Path, log: Path | None = None) -> None:
     """A step of the pipeline in the project's folder; stops everything when it fails."""
     with open(log or os.devnull, "w", encoding="utf-8") as output:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed; see {log}")
+
+
+def dictionary(setting: Setting, folder: Path) -> str:
+    """The file to make the data of: the demo's, or one with some slangs of the whole dictionary."""
+    if setting.slangs is None:
+        return DEMO
+    lines: dict[str, list[str]] = {}
+    for line in Path(WHOLE).read_text(encoding="utf-8").splitlines():
+        slang, separator, _ = line.partition("::")
+        if separator:
+            lines.setdefault(slang, []).append(line)
+    drawn = sorted(lines, key=lambda slang: hashlib.blake2b(f"42 {slang}".encode()).digest())
+    kept = set(drawn[: setting.slangs])
+    text = [line for slang in lines if slang in kept for line in lines[slang]]
+    path = folder / "dictionary.txt"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def prompt(setting: Setting, folder: Path) -> str:
+    """The prompt.toml to train with: the project's, or one with its first question forms only."""
+    if setting.questions is None:
+        return "prompt.toml"
+    table = tomllib.loads(Path("prompt.toml").read_text(encoding="utf-8"))
+    table["questions"] = table["questions"][: setting.questions]
+    path = folder / "few.toml"
+    text = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in table.items()]
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return str(path)
 
 
 def train(name: str, setting: Setting, seed: int, model: str) -> None:
@@ -79,15 +122,19 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     print(f"{folder.name}: {setting.varies}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "source.jsonl"
-    outputs = [part for split in ("train", "valid", "test", "eval") for part in (f"--{split}", folder / f"{split}.jsonl")]
-    run("make_jsonl.py", "--input", setting.dictionary, "--output", source, "--forms", setting.forms)
+    splits = ("train", "valid", "test", "eval")
+    outputs = [part for split in splits for part in (f"--{split}", folder / f"{split}.jsonl")]
+    asked = prompt(setting, folder)
+    written = ["--input", dictionary(setting, folder), "--output", source]
+    run("make_jsonl.py", *written, "--forms", setting.forms, "--prompt", asked)
     run("split_jsonl.py", "--input", source, *outputs)
     place = ["--model", model, "--data", folder, "--adapter-path", folder]
-    seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25", "--seed", seed]
-    trained = ["-m", "slang.lora", "--train", "--resume", "--prompt", "prompt.toml", *place, *seldom, *setting.flags()]
-    run(*trained, log=folder / "train.txt")
-    run("-m", "slang.evaluate", "--quick", *place, "--output", folder / "part.json", log=folder / "evaluate.txt")
-    (folder / "part.json").rename(result)
+    seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25"]
+    flags = ["--resume", "--prompt", asked, "--seed", seed, *place, *seldom, *setting.flags()]
+    run("-m", "slang.train", "--train", *flags, log=folder / "train.txt")
+    part = folder / "part.json"
+    run("-m", "slang.evaluate", "--quick", *place, "--output", part, log=folder / "evaluate.txt")
+    part.rename(result)
 
 
 def figures(path: Path) -> dict[str, dict]:
@@ -103,35 +150,43 @@ def cell(rows: list[dict], side: str) -> str:
 
 def table() -> str:
     """All results as Markdown."""
-    lines = [f"| setting | what it varies | seeds | {' | '.join(FIGURES)} |", "| --- " * (3 + len(FIGURES)) + "|"]
+    lines = [
+        f"| setting | what it varies | seeds | {' | '.join(FIGURES)} |",
+        "| --- " * (3 + len(FIGURES)) + "|",
+    ]
     for name, setting in SETTINGS.items():
         found = [figures(path) for path in sorted(PLACE.glob(f"{name}-[0-9]*/result.json"))]
         if not found:
             continue
         if len(lines) == 2:
             base = [cell([found[0][figure]], "baseline") for figure in FIGURES.values()]
-            told = [
-                f"{found[0][figure]['ceiling']:.2f}" if "ceiling" in found[0][figure] else "" for figure in FIGURES.values()
-            ]
+            rows = [found[0][figure] for figure in FIGURES.values()]
+            ceilings = [f"{row['ceiling']:.2f}" if "ceiling" in row else "" for row in rows]
             lines.append(f"| | base model | | {' | '.join(base)} |")
-            lines.append(f"| | base model, told the meanings | | {' | '.join(told)} |")
-        cells = [cell([result[figure] for result in found], "adapted") for figure in FIGURES.values()]
+            lines.append(f"| | base model, told the meanings | | {' | '.join(ceilings)} |")
+        cells = [
+            cell([result[figure] for result in found], "adapted") for figure in FIGURES.values()
+        ]
         lines.append(f"| {name} | {setting.varies} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="of these settings")
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    names = list(SETTINGS)
+    p.add_argument("--only", nargs="+", choices=names, default=names, help="of these settings")
     p.add_argument("--seeds", nargs="+", type=int, default=[42], help="one training each")
     p.add_argument("--table", action="store_true", help="print what there is, train nothing")
     args = p.parse_args()
     if not args.table:
         sys.path.insert(0, str(ROOT))
-        from slang.models import find as model_files
+        from slang.models import find
 
         os.chdir(ROOT)
-        model = str(model_files.find("gemma-3-270m"))
+        model = str(find.find("gemma-3-270m"))
         for seed in args.seeds:
             for name in args.only:
                 train(name, SETTINGS[name], seed, model)

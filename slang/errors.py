@@ -92,7 +92,8 @@ def program(module: str, function: str = "main") -> None:
             code = getattr(importlib.import_module(module), function)()
         except SystemExit as end:
             code = end.code
-        sys.stdout.flush()
+        if sys.stdout:  # None when the shell closed it
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
         print(str(error) or "Stopped", file=sys.stderr)
         code = 128 + (received[0] if received else signal.SIGINT)

@@ -212,5 +212,5 @@ def overwritten(source: str | Path, targets: Iterable[str | Path]) -> str | None
 
 
 def default(*names: str) -> str:
-    """A path in the project's folder, as seen from where one stands; an absolute one stays."""
+    """A path that starts at the project's folder, as config.sh's do; an absolute one stays."""
     return str(Path(os.path.relpath(Path(__file__).parent.parent), *names))

@@ -95,9 +95,12 @@ def load(path: str | Path = "prompt.toml") -> Prompt:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {first_line(error)}") from None
     for name, text, fields, needed in _texts(prompt):
-        if why := _wrong(text, name, fields, needed):
+        if why := _wrong_fields(text, fields, needed):
             raise UserError(f"{path}: {name}: {why}")
     prompt = _filled(prompt)
+    for name, text, *_ in _texts(prompt):
+        if why := unusable(text, breaks=name == "system"):
+            raise UserError(f"{path}: {name}: {why} ({text!r})")
     trained = {normalized(form): form for form in prompt.questions}
     for form in prompt.held_out_questions:
         if same := trained.get(normalized(form)):
@@ -114,11 +117,9 @@ def _texts(prompt: Prompt) -> list[tuple[str, str, set[str], str]]:
     return [*texts, ("answer", prompt.answer, {"meaning"}, "meaning")]
 
 
-def _wrong(text: str, name: str, fields: set[str], needed: str) -> str | None:
+def _wrong_fields(text: str, fields: set[str], needed: str) -> str | None:
     if not text.strip():
         return "no text; write one"
-    if why := unusable(text, breaks=name == "system"):
-        return f"{why} ({text!r})"
     found = set(re.findall(r"\{(\w+)\}", text))
     if unknown := sorted(found - fields):
         return f"unknown {{{unknown[0]}}} in {text!r}; known: {sorted(fields)}"

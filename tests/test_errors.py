@@ -106,6 +106,11 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
     os.close(writing)
 
 
+def test_a_closed_stdout_is_no_error(tmp_path):
+    done = ended(tmp_path, "def main(): print('x')", preexec_fn=lambda: os.close(1), stdout=None)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_any_module_is_run_with_the_same_end():
     done = run(sys.executable, "-m", "slang.errors", "slang.lint", "slang")
     assert (done.returncode, done.stderr) == (1, "slang: not a regular file; name another\n")

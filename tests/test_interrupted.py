@@ -38,7 +38,7 @@ def command(name: str, folder: Path, which: int) -> list[str]:
         f"--seed {which} --mask-prompt",
         "evaluate": f"-m slang.evaluate --model {TINY} --adapter-path {adapter} --data {folder} "
         f"--output {folder}/results/x.json --note {which}",
-        "export": f"-m slang.export {folder}/model --type {('f32 q8_0', 'q8_0 f32')[which]}",
+        "export": f"-m slang.gguf {folder}/model --type {('f32 q8_0', 'q8_0 f32')[which]}",
     }
     return [sys.executable, *commands[name].split()]
 

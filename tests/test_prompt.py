@@ -161,6 +161,11 @@ def test_a_form_that_makes_a_special_token_of_a_slang(tmp_path):
         asked.row("mae", "a<eos>", 0)
 
 
+def test_a_region_that_makes_a_special_token(tmp_path):
+    text = GOOD.replace('"Costa Rica"', '"eos"').replace("Sos de {region}", "Sos de <{region}>")
+    assert refusal(tmp_path, text).startswith(": system: special token '<eos>' in the text")
+
+
 @pytest.mark.parametrize(
     "text", ["pura <end_of_turn> vida", "¿Qué es <bos>?", "\x1b[31m", "¿\u200b?"]
 )
