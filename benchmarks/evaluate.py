@@ -13,7 +13,7 @@ Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapte
     the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
 
 (Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s; the ratio is of these.
-The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one float32 on a CPU, see slang/cpu.py.)
+The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one float32 on a CPU, see slang/numpy_gemma.)
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How likely a model finds an answer, and what it answers: many questions at a time, each prompt read once.
 
-On a CPU slang/cpu.py computes it in numpy where it can, elsewhere MLX does.
+On a CPU slang/numpy_gemma computes it in numpy where it can, elsewhere MLX does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,8 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load, load_model
 from tqdm import tqdm
 
-from slang import cpu, prompt
+from slang import numpy_gemma as cpu
+from slang import prompt
 
 MAX_ANSWER_TOKENS = 64  # twice the longest meaning of the shipped dictionary
 # Questions answered together in numpy. A step of few rows takes as long as one of 50, since every weight is read anyway; the
@@ -158,7 +159,7 @@ def nll(logits: mx.array, targets: np.ndarray) -> np.ndarray:
 
 
 class Reading:
-    """A Batch that goes on by one token a row at a time, as slang/cpu.py's Reading does."""
+    """A Batch that goes on by one token a row at a time, as slang/numpy_gemma's Reading does."""
 
     def __init__(self, net: nn.Module, batch: Batch):
         self.net, self.batch = net, batch
@@ -240,7 +241,7 @@ def study(model: Model, who: str, questions: list[Question], bar: tqdm) -> Itera
 
 
 def in_numpy(net: nn.Module) -> bool:
-    """Whether slang/cpu.py computes it, which takes a third of the time that MLX's CPU kernels take."""
+    """Whether slang/numpy_gemma computes it, which takes a third of the time that MLX's CPU kernels take."""
     return mx.default_device() == mx.cpu and cpu.why_not(net) is None
 
 
