@@ -32,7 +32,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A training: what it varies in words, the question forms of a wording, the flags of slang.lora."""
+    """A training: what it varies in words, the question forms of a wording, the flags of slang.train."""
 
     varies: str
     forms: str = "3"
@@ -84,7 +84,7 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     run("split_jsonl.py", "--input", source, *outputs)
     place = ["--model", model, "--data", folder, "--adapter-path", folder]
     seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25", "--seed", seed]
-    trained = ["-m", "slang.lora", "--train", "--resume", "--prompt", "prompt.toml", *place, *seldom, *setting.flags()]
+    trained = ["-m", "slang.train", "--train", "--resume", "--prompt", "prompt.toml", *place, *seldom, *setting.flags()]
     run(*trained, log=folder / "train.txt")
     run("-m", "slang.evaluate", *place, "--output", folder / "part.json", log=folder / "evaluate.txt")
     (folder / "part.json").rename(result)

@@ -226,7 +226,7 @@ def command(name: str, folder: Path, which: int) -> list:
     return [sys.executable, *{
         "make": ["make_jsonl.py", "--input", "data/demo.txt", "--output", folder / "all.jsonl", "--forms", 4 + which],
         "split": ["split_jsonl.py", "--input", folder / "all.jsonl", *splits, "--seed", which],
-        "train": ["-m", "slang.lora", "--train", *model, *adapter, "--data", folder, "--num-layers", 1, "--iters", 8 + which,
+        "train": ["-m", "slang.train", "--train", *model, *adapter, "--data", folder, "--num-layers", 1, "--iters", 8 + which,
                   "--batch-size", 2, "--save-every", 1, "--val-batches", 1, "--seed", which, "--mask-prompt"],
         "evaluate": ["-m", "slang.evaluate", *model, *adapter, "--data", folder, "--output", folder / "results/x.json",
                      "--note", which],
