@@ -39,11 +39,10 @@ class Rows:
                 self.starts.append(start)
             else:
                 unanswered += 1
-        limit = f"--max-seq-length {max_seq_length}"
-        if cut and not pad:
-            rprint(f"{cut} rows of {name} are longer than {limit}; their answers are cut there")
-        if unanswered and not pad:
-            rprint(f"{unanswered} rows of {name} have no answer within {limit}; they are left out")
+        if not pad:
+            total = len(self) + unanswered
+            limit = f"of {total} rows of {name}", f"--max-seq-length {max_seq_length}"
+            say_what_is_missing(cut, unanswered, *limit)
         self.frozen: mx.array | None = None  # output of the frozen layers: the prefix, then rows
         self.frozen_starts: np.ndarray | None = None  # where in `frozen` each row begins
 
@@ -61,6 +60,18 @@ class Rows:
     def digest(self) -> str:
         content = json.dumps([self.tokens, self.starts])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def say_what_is_missing(cut: int, unanswered: int, of_rows: str, limit: str) -> None:
+    """How many rows are trained in part, or not at all."""
+    if cut == 1:
+        rprint(f"1 {of_rows} is longer than {limit}: its answer is trained cut off")
+    elif cut:
+        rprint(f"{cut} {of_rows} are longer than {limit}: their answers are trained cut off")
+    if unanswered == 1:
+        rprint(f"1 {of_rows} has no answer within {limit}: it is left out")
+    elif unanswered:
+        rprint(f"{unanswered} {of_rows} have no answer within {limit}: they are left out")
 
 
 def common_prefix(sets: Sequence[Rows]) -> list[int]:

@@ -40,6 +40,8 @@ from slang.train.network import Network, PlainNetwork
 from slang.train.numpy_network import network_of
 from slang.train.settings import Settings
 
+Pairs = list[tuple[list[int], int]]  # (tokens, where the answer starts) of each row
+
 
 def main(argv: list[str] | None = None) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -65,20 +67,17 @@ def run(settings: Settings) -> None:
     options = {"trust_remote_code": settings.trust_remote_code}
     model, tokenizer = load(settings.model, tokenizer_config=options, **options)
     rprint("Loading datasets")
-
-    def pairs(chats: list[dict]) -> list[tuple[list[int], int]]:
-        dataset = ChatDataset(chats, tokenizer, mask_prompt=settings.mask_prompt)
-        return [dataset.process(chat) for chat in chats]
-
+    pairs = {name: tokenised(settings, some, tokenizer) for name, some in chats.items()}
     if settings.train:
-        train_model(settings, model, pairs(chats["train"]), pairs(chats["valid"]), pairs(everyday))
+        everyday_pairs = tokenised(settings, everyday, tokenizer)
+        train_model(settings, model, pairs["train"], pairs["valid"], everyday_pairs)
     elif settings.adapter_path:
         load_adapters(model, settings.adapter_path)
     if mx.default_device() == mx.cpu:
         numpy_gemma.to_float32(model)
     if settings.test:
         rprint("Testing")
-        test_model(settings, model, pairs(chats["test"]))
+        test_model(settings, model, pairs["test"])
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -124,9 +123,13 @@ def everyday_chats(settings: Settings) -> list[dict]:
     return chats
 
 
-# ---------------------------------------------------------------------------------------- training
+def tokenised(settings: Settings, chats: list[dict], tokenizer) -> Pairs:
+    """Through the model's chat template, as mlx_lm does it."""
+    dataset = ChatDataset(chats, tokenizer, mask_prompt=settings.mask_prompt)
+    return [dataset.process(chat) for chat in chats]
 
-Pairs = list[tuple[list[int], int]]  # (tokens, where the answer starts) of each row
+
+# ---------------------------------------------------------------------------------------- training
 
 
 def all_positions_because(settings: Settings, model: nn.Module) -> str | None:
