@@ -53,7 +53,7 @@ if [ -n "$gguf" ]; then
   prompt="$(dirname "$gguf")/prompt.toml"
   [ -f "$prompt" ] || prompt=prompt.toml
   asked="$(python -m slang.prompt question "$prompt" "$question")"
-  run python -m slang.gguf --ask "$gguf" "$asked"
+  run python -m slang.export --ask "$gguf" "$asked"
   exit
 fi
 prompt=prompt.toml

@@ -66,7 +66,7 @@ need_file() {
 # shellcheck disable=SC2034  # fuse.sh reads model_folder
 need_model() {
   local found
-  found="$(python -m slang.model_files "$MODEL" "$@" --cache "$CACHE")" || return
+  found="$(python -m slang.models "$MODEL" "$@" --cache "$CACHE")" || return
   MODEL="${found%%$'\n'*}"
   model_folder="${found#*$'\n'}"
 }

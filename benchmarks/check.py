@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import test_gguf  # noqa: E402
+from exporting import MUTATIONS, copy, make_reference, train_and_fuse  # noqa: E402
 
-from slang import gguf as exporter  # noqa: E402
+from slang.export.check import check  # noqa: E402
+from slang.export.write import export  # noqa: E402
 
 COUNTS = (1, 4, 12, 24)
 TYPES = ("f32", "bf16", "q8_0", "q4_k_m")
@@ -26,24 +27,23 @@ def export_wrongly(fused: Path, folder: Path, mistake: str, kind: str) -> Path:
     """A file of one type, made with one of the tests' mistakes."""
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        test_gguf.MUTATIONS[mistake][0](patch)
-        (path,) = exporter.export(test_gguf.copy(fused, folder), [kind], "wrong")
+        MUTATIONS[mistake][0](patch)
+        (path,) = export(copy(fused, folder), [kind], "wrong")
     return path
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as place:
-        fused = test_gguf.train_and_fuse(Path(place))
-        entries = exporter.read_entries(fused.parent / "source.txt")
-        references = [exporter.Reference(fused, entries, n_questions=n, n_answers=n) for n in COUNTS]
+        fused = train_and_fuse(Path(place))
+        references = [make_reference(fused, n, n) for n in COUNTS]
         print(f"| file | {' | '.join(f'missed with {n}' for n in COUNTS)} |")
         print(f"| --- |{' --- |' * len(COUNTS)}")
         for kind in TYPES:
             missed: list[list[str]] = [[] for _ in COUNTS]
-            for mistake in test_gguf.MUTATIONS:
+            for mistake in MUTATIONS:
                 path = export_wrongly(fused, Path(place) / f"{kind}-{mistake}", mistake, kind)
                 for names, reference in zip(missed, references, strict=True):
-                    if not test_gguf.failed(exporter.check(path, reference)):
+                    if all(row.ok for row in check(path, reference)):
                         names.append(mistake)
             cells = [", ".join(names) or "none" for names in missed]
             print(f"| {kind} | {' | '.join(cells)} |", flush=True)

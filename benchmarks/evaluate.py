@@ -26,8 +26,9 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slang import model_files, prompt
+from slang import prompt
 from slang.evaluate import measure, quiz, scoring
+from slang.models import find as model_files
 
 
 class NoBar:

@@ -22,12 +22,19 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from slang import gguf as exporter  # noqa: E402
+from slang.export.folder import read_config  # noqa: E402
+from slang.export.weights import TYPES  # noqa: E402
+from slang.models.layout import expected_shapes  # noqa: E402
 
 TINY = ROOT / "models/tiny-gemma3"
 ROUNDS = 3
 COPY = "import os, shutil, sys; shutil.copyfile(*sys.argv[1:]); os.fsync(os.open(sys.argv[2], os.O_RDONLY))"
-VOCABULARY = "import sys; from pathlib import Path; from slang import gguf; gguf.read_vocabulary(Path(sys.argv[1]), 262144)"
+VOCABULARY = """
+import sys
+from pathlib import Path
+from slang.export.vocabulary import read_vocabulary
+read_vocabulary(Path(sys.argv[1]), 262144)
+"""
 
 
 def write_model(folder: Path) -> Path:
@@ -42,12 +49,16 @@ def write_model(folder: Path) -> Path:
     for n in range(len(vocabulary), config["vocab_size"]):
         vocabulary[f"\u2581p{n}"] = n
         merges += [["\u2581p", str(n)], [f"\u2581p{n // 10}", str(n % 10)]]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8"
+    )
     rng = np.random.default_rng(0)
     weights = {}
-    for name, shape in exporter.expected_shapes(exporter.read_config(folder)).items():
+    for name, shape in expected_shapes(read_config(folder)).items():
         if name != "lm_head.weight":
-            weights[name] = (mx.array(rng.standard_normal(shape, np.float32)) * 0.03).astype(mx.bfloat16)
+            weights[name] = (mx.array(rng.standard_normal(shape, np.float32)) * 0.03).astype(
+                mx.bfloat16
+            )
             mx.eval(weights[name])
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     return folder / "model.safetensors"
@@ -58,7 +69,10 @@ def measure(command: list[str]) -> tuple[float, float, float]:
     pinned = ["taskset", "-c", "0"] if shutil.which("taskset") else []
     start, peak, before = time.perf_counter(), 0, os.times()
     process = subprocess.Popen(
-        [*pinned, *command], cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        [*pinned, *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
     )
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
@@ -69,22 +83,36 @@ def measure(command: list[str]) -> tuple[float, float, float]:
     after = os.times()
     if process.returncode:
         sys.exit(process.returncode)
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return time.perf_counter() - start, cpu, peak / 1e3
 
 
 def main() -> int:
-    kinds = sys.argv[1:] or list(exporter.TYPES)
+    kinds = sys.argv[1:] or list(TYPES)
     with tempfile.TemporaryDirectory(dir=ROOT) as temporary:
         folder = Path(temporary)
         source = write_model(folder)
         python = [sys.executable, "-c"]
         tasks = {
-            "copy of the bf16 file": ([*python, COPY, str(source), str(folder / "copy")], folder / "copy"),
+            "copy of the bf16 file": (
+                [*python, COPY, str(source), str(folder / "copy")],
+                folder / "copy",
+            ),
             "start and vocabulary alone": ([*python, VOCABULARY, str(folder)], None),
         }
         for kind in kinds:
-            command = [sys.executable, "-m", "slang.gguf", str(folder), "--name", "random", "--type", kind]
+            command = [
+                sys.executable,
+                "-m",
+                "slang.export",
+                str(folder),
+                "--name",
+                "random",
+                "--type",
+                kind,
+            ]
             tasks[kind] = (command, folder / f"random-{kind.upper()}.gguf")
         measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in tasks}
         sizes = dict.fromkeys(tasks, 0.0)
@@ -101,7 +129,9 @@ def main() -> int:
     for name, rounds in measured.items():
         seconds, cpu, memory = zip(*rounds, strict=True)
         size = f"{sizes[name]:.0f}" if sizes[name] else ""
-        print(f"| {name} | {min(seconds):.1f} | {min(cpu):.1f} | {min(cpu) / least:.1f} | {max(memory):.0f} | {size} |")
+        print(
+            f"| {name} | {min(seconds):.1f} | {min(cpu):.1f} | {min(cpu) / least:.1f} | {max(memory):.0f} | {size} |"
+        )
     return 0
 
 

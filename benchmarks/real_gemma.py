@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slang import dictionary, prompt  # noqa: E402
-from slang import gguf as exporter  # noqa: E402
+from slang.export.check import compare_next, next_tokens  # noqa: E402
+from slang.export.llama import SLOTS, LlamaCpp  # noqa: E402
+from slang.export.reference import next_logits, scale_as_llama_cpp  # noqa: E402
+from slang.export.write import export  # noqa: E402
 from slang.models import from_gguf, gemma_270m  # noqa: E402
 
 SEED = 7
@@ -48,7 +51,14 @@ def entries() -> list[dictionary.Entry]:
 
 def any_character(rng: random.Random) -> str:
     """Any code point but half a surrogate pair; those that people write come up more often."""
-    ranges = [(1, 0x110000), (1, 128), (32, 0x250), (0x370, 0x600), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)]
+    ranges = [
+        (1, 0x110000),
+        (1, 128),
+        (32, 0x250),
+        (0x370, 0x600),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1FAFF),
+    ]
     while True:
         code = rng.randrange(*rng.choice(ranges))
         if not 0xD800 <= code < 0xE000:
@@ -80,11 +90,19 @@ def texts(vocabulary: list[str]) -> dict[str, list[str]]:
         "slangs of the dictionary": sorted({entry.slang for entry in lines}),
         "control.jsonl": [m["content"] for line in control for m in json.loads(line)["messages"]],
         "random Unicode": many(4000, lambda: some(lambda: any_character(rng), 40)),
-        "runs of blanks, line ends, tabs": many(2500, lambda: some(lambda: rng.choice([blank(), word(), "\r\n"]), 10)),
+        "runs of blanks, line ends, tabs": many(
+            2500, lambda: some(lambda: rng.choice([blank(), word(), "\r\n"]), 10)
+        ),
         "digits": many(1500, lambda: some(lambda: rng.choice("0123456789.,- %$/"), 40)),
-        "emoji": many(1500, lambda: some(lambda: rng.choice([rng.choice(emoji), word() + " "]), 12)),
-        "markup and turn markers": many(3000, lambda: some(lambda: rng.choice([*MARKUP, "\n", " ", word()]), 14)),
-        "pieces of the vocabulary": many(2500, lambda: some(lambda: rng.choice(vocabulary).replace("\u2581", " "), 14)),
+        "emoji": many(
+            1500, lambda: some(lambda: rng.choice([rng.choice(emoji), word() + " "]), 12)
+        ),
+        "markup and turn markers": many(
+            3000, lambda: some(lambda: rng.choice([*MARKUP, "\n", " ", word()]), 14)
+        ),
+        "pieces of the vocabulary": many(
+            2500, lambda: some(lambda: rng.choice(vocabulary).replace("\u2581", " "), 14)
+        ),
         "words of the dictionary": many(2000, lambda: some(word, 25, " ")),
     }
 
@@ -97,12 +115,14 @@ def chats(tokenizer) -> list[str]:
         chat = asked.train(entry.slang, entry.meaning, n % len(asked.questions))
         follow = [*chat, {"role": "user", "content": "¿Y cómo se usa?"}]
         for messages in (chat, chat[1:], follow):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages is follow)
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=messages is follow
+            )
             rendered.append(text.removeprefix(tokenizer.bos_token))
     return rendered
 
 
-def tokens_equal(llama_cpp: exporter.LlamaCpp, tokenizer: Tokenizer, some: list[str]) -> int:
+def tokens_equal(llama_cpp: LlamaCpp, tokenizer: Tokenizer, some: list[str]) -> int:
     """How many texts both cut into the same tokens."""
     bodies = [{"content": text, "add_special": True, "parse_special": True} for text in some]
     theirs = [reply["tokens"] for reply in llama_cpp.posts("/tokenize", bodies)]
@@ -114,7 +134,11 @@ def contexts(tokenizer) -> list[list[int]]:
     """Running Spanish text of LENGTHS tokens, and the beginnings of sentences about slang."""
     rng = random.Random(SEED)
     lines = entries()
-    running = [token for entry in lines[:600] for token in tokenizer.encode(f" {entry.meaning}", add_special_tokens=False)]
+    running = [
+        token
+        for entry in lines[:600]
+        for token in tokenizer.encode(f" {entry.meaning}", add_special_tokens=False)
+    ]
     found = []
     for length in LENGTHS:
         start = rng.randrange(len(running) - length)
@@ -128,8 +152,8 @@ def logprobs(folder: Path, some: list[list[int]]) -> list[np.ndarray]:
     """MLX's log-probabilities of the next token behind each context, in float32 and with llama.cpp's embedding scale."""
     net, _ = mlx_lm.load(str(folder))
     net.set_dtype(mx.float32)
-    exporter.scale_as_llama_cpp(net)
-    return [exporter.next_logits(net, tokens) for tokens in some]
+    scale_as_llama_cpp(net)
+    return [next_logits(net, tokens) for tokens in some]
 
 
 def every(likeliest: list[tuple[np.ndarray, np.ndarray]], n_tokens: int) -> list[np.ndarray]:
@@ -147,7 +171,7 @@ def export(folder: Path, target: Path, kinds: list[str]) -> list[Path]:
     shutil.copytree(folder, target)
     shutil.copy(ROOT / "prompt.toml", target)
     with redirect_stdout(sys.stderr):
-        return exporter.export(target, kinds, "gemma-3-270m")
+        return export(target, kinds, "gemma-3-270m")
 
 
 def different_metadata(original: Path, ours: Path) -> Iterator[tuple[str, object, object]]:
@@ -166,7 +190,8 @@ def equal_tensors(original: Path, ours: Path) -> tuple[int, int, int]:
     alike = [
         name
         for name in theirs.keys() & mine.keys()
-        if theirs[name].tensor_type == mine[name].tensor_type and theirs[name].shape.tolist() == mine[name].shape.tolist()
+        if theirs[name].tensor_type == mine[name].tensor_type
+        and theirs[name].shape.tolist() == mine[name].shape.tolist()
     ]
     same = sum(np.array_equal(theirs[name].data, mine[name].data) for name in alike)
     return len(theirs.keys() | mine.keys()), len(alike), same
@@ -195,9 +220,11 @@ def main() -> int:
     folder = gemma_270m.folder()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     _, wrapped = mlx_lm.load(str(folder), lazy=True)
-    print("# Gemma 3 270M: the imported model beside the original file\n\n    python benchmarks/real_gemma.py\n")
+    print(
+        "# Gemma 3 270M: the imported model beside the original file\n\n    python benchmarks/real_gemma.py\n"
+    )
 
-    llama_cpp = exporter.LlamaCpp(original, n_ctx=1024, slots=exporter.SLOTS, gpu=False)
+    llama_cpp = LlamaCpp(original, n_ctx=1024, slots=SLOTS, gpu=False)
     print("## Tokens\n\n| texts | number | cut alike by llama.cpp and MLX |\n| --- | ---: | ---: |")
     kinds = texts(sorted(tokenizer.get_vocab())) | {"whole chats": chats(wrapped)}
     total = np.zeros(2, int)
@@ -211,25 +238,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         f32, bf16, q4_k_m = export(folder, Path(place) / "model", ["f32", "bf16", "q4_k_m"])
         ours = logprobs(folder, some)
-        theirs = exporter.next_tokens(llama_cpp, some, N_PROBS)
-        exact = exporter.LlamaCpp(f32, n_ctx=1024, slots=exporter.SLOTS, gpu=False, exact=True)
-        theirs_exact = exporter.next_tokens(exact, some, N_PROBS)
+        theirs = next_tokens(llama_cpp, some, N_PROBS)
+        exact = LlamaCpp(f32, n_ctx=1024, slots=SLOTS, gpu=False, exact=True)
+        theirs_exact = next_tokens(exact, some, N_PROBS)
         rows = {
             "imported, in MLX; original Q4_K_M, in llama.cpp": (theirs, ours),
             "imported, in MLX; the same weights as an F32 file, in llama.cpp": (theirs_exact, ours),
-            "that F32 file and the original Q4_K_M, both in llama.cpp": (theirs, every(theirs_exact, len(ours[0]))),
+            "that F32 file and the original Q4_K_M, both in llama.cpp": (
+                theirs,
+                every(theirs_exact, len(ours[0])),
+            ),
         }
-        print(f"## The next token, behind {len(some)} contexts of {min(map(len, some))} to {max(map(len, some))} tokens\n")
-        print("| | mean KL, nats | largest KL | largest difference of a log-probability |\n| --- | ---: | ---: | ---: |")
+        print(
+            f"## The next token, behind {len(some)} contexts of {min(map(len, some))} to {max(map(len, some))} tokens\n"
+        )
+        print(
+            "| | mean KL, nats | largest KL | largest difference of a log-probability |\n| --- | ---: | ---: | ---: |"
+        )
         for name, pair in rows.items():
-            differences, kls = exporter.compare_next(*pair)
+            differences, kls = compare_next(*pair)
             print(f"| {name} | {abs(kls.mean()):.2g} | {kls.max():.2g} | {differences.max():.2g} |")
         n_tensors, alike, same = equal_tensors(original, q4_k_m)
         print(f"\n## Exported as Q4_K_M, beside the original\n\n{n_tensors} tensors, {alike} of equal name, shape and type, "
               f"{same} of equal bytes. Metadata that differ:\n\n| key | original | ours |\n| --- | --- | --- |")  # fmt: skip
         for key, before, after in different_metadata(original, q4_k_m):
             print(f"| {key} | {short(before)} | {short(after)} |")
-        print("\n## Exported and imported again\n\n| file | tensors | the same bit for bit |\n| --- | ---: | ---: |")
+        print(
+            "\n## Exported and imported again\n\n| file | tensors | the same bit for bit |\n| --- | ---: | ---: |"
+        )
         for path in (f32, bf16):
             again = from_gguf.folder_of(path, Path(place) / "cache")
             print("| {} | {} | {} |".format(path.stem.split("-")[-1], *same_weights(folder, again)))

@@ -128,7 +128,7 @@ def main() -> int:
     args = p.parse_args()
     if not args.table:
         sys.path.insert(0, str(ROOT))
-        from slang import model_files
+        from slang.models import find as model_files
 
         os.chdir(ROOT)
         model = str(model_files.find("gemma-3-270m"))

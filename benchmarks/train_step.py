@@ -48,7 +48,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from slang import model_files  # noqa: E402
+from slang.models import find  # noqa: E402
 from slang.train.batches import Rows, common_prefix, epoch  # noqa: E402
 from slang.train.shapes import Work, plan, survey  # noqa: E402
 
@@ -107,7 +107,7 @@ def measured(name: str, args, folder: Path, rows_file: Path, prefix: int) -> dic
 
 def compare(args) -> None:
     """Print the table."""
-    folder = model_files.find(args.real)
+    folder = find.find(args.real)
     rows = real_rows(folder, args.data)
     prefix = len(common_prefix([rows]))
     unit = "CPU" if args.threads == 1 else "wall-clock"
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--shapes", action="store_true", help="what mx.compile meets on a GPU instead")
     args = p.parse_args(argv)
     if args.shapes:
-        folder = model_files.find(args.real)
+        folder = find.find(args.real)
         shapes(folder, real_rows(folder, args.data))
     elif args.end_to_end:
         end_to_end(args.end_to_end)

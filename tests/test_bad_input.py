@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run
+from test_adapters import ADAPTERS
+from test_models import MESSAGES
 
-from slang import model_files, prompt
+from slang import prompt
 from slang.dictionary import LONGEST_LINE
 
 pytestmark = pytest.mark.slow
@@ -229,9 +231,6 @@ FLAGS = [
     usage("./chat.sh pura vida", "chat.sh: one question at a time; put it in quotes"),
     usage("./chat.sh ' '", "chat.sh: the question is empty; leave it out for a conversation"),
     usage("./chat.sh --gguf", "chat.sh: --gguf needs a file, such as fused_model/NAME-Q4_K_M.gguf"),
-    usage("./fuse.sh --save-path x", "fuse.sh: --save-path: set MODEL, ADAPTER_PATH or FUSED_PATH in its place"),
-    usage("{python} -m slang.gguf --check x --questions 0",
-          "python -m slang.gguf: error: --questions and --answers have to be 1 or more"),
     usage("{python} -m slang.evaluate --seed -1", "python -m slang.evaluate: error: --seed -1: give a whole number from 0"),
 ]  # fmt: skip
 
@@ -240,19 +239,20 @@ FLAGS = [
 
 
 def safetensors(**shapes: tuple[int, int]) -> bytes:
-    """A whole file of float32 zeros: an adapter of the first layer, its parts named by their module."""
+    """A whole file of float32 zeros: an adapter of six layers, its parts named by their module."""
     header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * shape[0] * shape[1]
-        whole = f"model.layers.0.{name.replace('__', '.')}"
-        header[whole] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    for n in range(6):
+        for name, shape in shapes.items():
+            start, end = end, end + 4 * shape[0] * shape[1]
+            whole = f"model.layers.{n}.{name.replace('__', '.')}"
+            header[whole] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(end)
 
 
 ADAPTER = safetensors(mlp__down_proj__lora_a=(128, 8), mlp__down_proj__lora_b=(8, 256))
-OF_270M = safetensors(mlp__down_proj__lora_a=(2048, 8), mlp__down_proj__lora_b=(8, 640))
-ABOUT = {"model": "mlx-community/gemma-3-270m-it-bf16", "num_layers": -1, "lora_parameters": {"rank": 8}}
+LORA = {"rank": 8, "scale": 4.0, "dropout": 0.0, "keys": ["mlp.down_proj"]}
+ABOUT = {"model": TINY, "num_layers": -1, "lora_parameters": LORA}
 DATA = {f"data/{name}.jsonl": line(ROW) for name in ("train", "valid", "test", "eval")}
 OTHER_DATA = {name: content.replace(b"Sos una persona", b"Eres alguien") for name, content in DATA.items()}
 
@@ -261,48 +261,12 @@ def adapter(weights: bytes = ADAPTER, about: bytes = line(ABOUT)) -> dict[str, b
     return {"a/adapters.safetensors": weights, "a/adapter_config.json": about, "a/prompt.toml": PROMPT, **DATA}
 
 
-def model(**changes: bytes | None) -> Callable[[Path], None]:
-    """The tiny model as {d}/m, with JSON files, or the `weights`, replaced or (None) left out."""
-
-    def arrange(folder: Path) -> None:
-        (folder / "m").mkdir()
-        for path in (ROOT / TINY).iterdir():
-            (folder / "m" / path.name).symlink_to(path)
-        for name, content in changes.items():
-            path = folder / "m" / {"weights": "model.safetensors"}.get(name, f"{name}.json")
-            path.unlink()
-            if content is not None:
-                path.write_bytes(content)
-
-    return arrange
-
-
 def wrapper(id: str, command: str, message: str, files: dict[str, bytes] | None = None, arrange=lambda d: None, **env) -> Case:
     folders = {"ADAPTER_PATH": "{d}/a", "DATA": "{d}/data", "FUSED_PATH": "{d}/fused", "RESULTS": "{d}/results"}
     return Case(id, command, 1, message, adapter() if files is None else files, arrange, {"MODEL": TINY, **folders, **env})
 
 
-def base(id: str, message: str, arrange: Callable[[Path], None]) -> Case:
-    return wrapper(id, "./chat.sh --baseline mae", message, {}, arrange, MODEL="{d}/m")
-
-
-def edited(name: str, **changes: object) -> bytes:
-    return line(json.loads((ROOT / TINY / name).read_text(encoding="utf-8")) | changes)
-
-
-NO_ADAPTER = "{d}/a/adapters.safetensors: not there; run ./train.sh first, or set ADAPTER_PATH to an adapter's folder"
-CUT = (
-    "{d}/a/adapters.safetensors: not a whole safetensors file (it ends too early); "
-    "copy one of the numbered checkpoints over it, or run ./train.sh again"
-)
-OTHER = (
-    "{d}/a/adapters.safetensors: trained on another model than models/tiny-gemma3 (model.layers.0.mlp.down_proj.lora_a is "
-    "2048 x 8); set MODEL=mlx-community/gemma-3-270m-it-bf16, as its adapter_config.json says"
-)
-AGAIN = "copy or download the model again"
-SEVERAL = ("./chat.sh mae", "./evaluate.sh", "./fuse.sh")
 NO_DATA = "{d}/data/train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first"
-FORBIDDEN = "no folder here, not downloaded yet, and HF_HUB_OFFLINE forbids it; unset that, or try MODEL=models/tiny-gemma3"
 MODELS = [
     wrapper("no-data", "./train.sh", NO_DATA, {}),
     wrapper("no-data-to-evaluate", "./evaluate.sh", NO_DATA, {}),
@@ -315,54 +279,10 @@ MODELS = [
             "has; run make_jsonl.py and split_jsonl.py again", OTHER_DATA),
     wrapper("test-data-of-another-prompt", "./evaluate.sh", "{d}/data/test.jsonl:1: made with another system prompt than "
             "{d}/a/prompt.toml has; run make_jsonl.py and split_jsonl.py again", adapter() | OTHER_DATA),
-    *(wrapper(f"no-adapter-{c.split()[0][2:-3]}", c, NO_ADAPTER, DATA) for c in SEVERAL),
-    *(wrapper(f"adapter-cut-off-{c.split()[0][2:-3]}", c, CUT, adapter(ADAPTER[:-1])) for c in SEVERAL),
-    *(wrapper(f"adapter-of-another-model-{c.split()[0][2:-3]}", c, OTHER, adapter(OF_270M)) for c in SEVERAL),
-    wrapper("adapter-no-longer-a-file", "./chat.sh mae", CUT, adapter(b"")),
-    wrapper("adapter-is-text", "./chat.sh mae", CUT.replace("it ends too early", "its header is no JSON"),
-            adapter(b"\x04" + bytes(7) + b"{mae")),
-    wrapper("adapter-of-another-model-of-no-name", "./chat.sh mae", OTHER.split("; set ")[0] + "; set MODEL to the one it was "
-            "trained on", adapter(OF_270M, line({**ABOUT, "model": TINY}))),
-    wrapper("adapter-of-more-layers", "./chat.sh mae", OTHER.replace("0.mlp", "9.mlp").replace("2048 x 8", "128 x 8"),
-            adapter(ADAPTER.replace(b"layers.0.", b"layers.9."))),
-    wrapper("adapter-config-no-json", "./chat.sh mae",
-            "{d}/a/adapter_config.json: not a JSON object; run ./train.sh again: the adapter's folder is not whole",
-            adapter(about=b"{")),
-    wrapper("adapter-config-of-something-else", "./chat.sh mae",
-            "{d}/a/adapter_config.json: no num_layers or lora_parameters in it; run ./train.sh again", adapter(about=b"{}")),
-    wrapper("adapter-without-prompt", "./chat.sh mae",
-            "{d}/a/prompt.toml: not there; copy the prompt.toml that the adapter was trained with into its folder",
-            arrange=lambda d: (d / "a/prompt.toml").unlink()),
     wrapper("adapter-path-empty", "./train.sh", "ADAPTER_PATH is empty; set it to a folder", ADAPTER_PATH=""),
     wrapper("adapter-path-is-a-file", "./train.sh", "{d}/a/prompt.toml: not a folder that can be written; set ADAPTER_PATH to "
             "another", ADAPTER_PATH="{d}/a/prompt.toml"),
-    wrapper("fused-path-holds-something-else", "./fuse.sh", "{d}/data: holds something that is not a model; set FUSED_PATH to "
-            "another folder", FUSED_PATH="{d}/data"),
-    wrapper("no-such-model", "./chat.sh --baseline mae",
-            "models/none: no such folder; MODEL=models/tiny-gemma3 is the one in this repository", MODEL="models/none"),
-    wrapper("model-not-downloaded", "./chat.sh --baseline mae", f"mlx-community/none: {FORBIDDEN}", MODEL="mlx-community/none",
-            HF_HUB_OFFLINE="1"),
-    wrapper("model-half-downloaded", "./chat.sh --baseline mae", f"a/b: {FORBIDDEN}",
-            {"hub/models--a--b/refs/main": b"1" * 40, f"hub/models--a--b/snapshots/{'1' * 40}/config.json": b"{}"},
-            MODEL="a/b", HF_HUB_OFFLINE="1", HF_HUB_CACHE="{d}/hub"),
-    wrapper("hub-not-reached", "unshare -rn ./chat.sh --baseline mae", "mlx-community/none: no folder here, not downloaded "
-            "yet, and Hugging Face did not give it (ConnectError); check the name and the connection, or try "
-            "MODEL=models/tiny-gemma3", MODEL="mlx-community/none", HF_HUB_OFFLINE="0"),
-    wrapper("no-model-folder", "./fuse.sh", "tests/config.json: not there; MODEL has to name a model's folder", MODEL="tests"),
-    base("model-without-weights", "{d}/m: no model*.safetensors; the folder holds no weights, " + AGAIN, model(weights=None)),
-    base("model-cut-off", "{d}/m/model.safetensors: not a whole safetensors file (it ends too early); " + AGAIN,
-         model(weights=(ROOT / TINY / "model.safetensors").read_bytes()[:100_000])),
-    base("model-config-no-json", "{d}/m/config.json: not a JSON object; MODEL has to name a model's folder",
-         model(config=b"{")),
-    base("model-without-tokenizer", "{d}/m/tokenizer.json: not there; " + AGAIN,
-         lambda d: [model(tokenizer=None)(d), (d / "m/tokenizer.model").unlink()]),
-    base("model-without-chat-template", "{d}/m: no chat template; take an instruction-tuned model, such as gemma-3-1b-it",
-         lambda d: [model()(d), (d / "m/chat_template.jinja").unlink()]),
-    base("model-with-code", "{d}/m/config.json: the model wants code of its own run, which is never done; take another",
-         model(config=edited("config.json", model_file="evil.py"))),
     wrapper("no-such-gguf", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: not there; run ./fuse.sh, which writes it"),
-    wrapper("gguf-cut-off", "./chat.sh --gguf {d}/x.gguf mae", "{d}/x.gguf: llama.cpp can't load it (Failed to init server, "
-            "please check the input params.); export it again with ./fuse.sh", {"x.gguf": b"GGUF"}),
     wrapper("no-such-run", "./evaluate.sh --compare A B", "A: no such run in {d}/results (there: none)"),
     wrapper("run-cut-off", "./evaluate.sh --compare A A", "{d}/results/A.json: not a run of this version of evaluate.sh; "
             "evaluate again", {"results/A.json": b"{"}),
@@ -395,9 +315,7 @@ MACHINE = [
     *(on_disk(f"read-only-disk-{variable.lower()}", READ_ONLY, command,
               f"{{d}}/disk/x: not a folder that can be written; set {variable} to another", files=adapter(),
               environment={"MODEL": TINY, "ADAPTER_PATH": "{d}/a", "DATA": "{d}/data", variable: "{d}/disk/x"})
-      for variable, command in (("ADAPTER_PATH", "./train.sh"), ("RESULTS", "./evaluate.sh"), ("FUSED_PATH", "./fuse.sh"))),
-    on_disk("full-disk-fuse", FULL, "./fuse.sh", "{d}/disk/x: 6 MB needed, 0 MB free; make room", files=adapter(),
-            environment={"MODEL": TINY, "ADAPTER_PATH": "{d}/a", "FUSED_PATH": "{d}/disk/x"}),
+      for variable, command in (("ADAPTER_PATH", "./train.sh"), ("RESULTS", "./evaluate.sh"))),
     Case("python-too-old", "./chat.sh", 1, "{d}/old: Python 3.11 or newer is needed; install it and set PYTHON, for instance "
          "PYTHON=python3.12 ./chat.sh", {"old": b"#!/bin/sh\nexit 1\n"}, lambda d: (d / "old").chmod(0o755),
          {"PYTHON": "{d}/old", "VENV": "{d}/venv"}),
@@ -607,44 +525,6 @@ def test_no_environment_and_no_network(clone: dict[str, str]) -> None:
         assert not (venv / "installed-for.txt").exists() and (venv / "made-by-config.sh").exists()
 
 
-def test_a_model_whose_licence_is_not_accepted(monkeypatch) -> None:
-    def refuse(name: str) -> None:
-        raise type("GatedRepoError", (Exception,), {})
-
-    monkeypatch.setattr("huggingface_hub.model_info", refuse)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(model_files.Unusable) as error:
-        model_files.find("google/none")
-    assert str(error.value) == (
-        "google/none: no folder here, not downloaded yet, and Hugging Face did not give it (GatedRepoError); accept its "
-        "licence on huggingface.co and run hf auth login, or try MODEL=models/tiny-gemma3"
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------------ trust
-
-
-def test_no_code_of_a_model_is_run(tmp_path: Path) -> None:
-    """A pickle and Python files beside good weights, and a config.json that asks for them."""
-    config = edited("config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
-    tokenizer_config = edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
-    model(config=config, tokenizer_config=tokenizer_config)(tmp_path)
-    ran = tmp_path / "ran"
-    (tmp_path / "m/evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    (tmp_path / "m/pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V%b\nVw\ntR." % str(ran).encode())
-    run(sys.executable, "-c", "import evil, pickle; pickle.load(open('pytorch_model.bin', 'rb'))", cwd=tmp_path / "m")
-    assert ran.exists()  # so they would, if they were
-    ran.unlink()
-    done = run("./chat.sh", "--baseline", "mae", MODEL=f"{tmp_path}/m", VENV=sys.prefix)
-    assert (done.returncode, bool(done.stdout.strip()), ran.exists()) == (0, True, False), done.stderr
-
-
-def test_the_sources_load_no_pickle_and_trust_no_remote_code() -> None:
-    for path in [*ROOT.glob("*.sh"), *ROOT.glob("*.py"), *ROOT.glob("slang/*.py")]:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"pickle|torch\.load|joblib|allow_pickle|remote.code\W+True|--trust", text), path
-
-
 # ----------------------------------------------------------------------------------------------------------------- README
 
 
@@ -652,6 +532,7 @@ def test_readme_shows_what_is_printed() -> None:
     """Each error of the README's table, but for its file and line, is the message of a case above."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1].split("\n## ")[0]
     shown = re.findall(r"^\| `+ ?(.*?) ?`+ \|", section, re.MULTILINE)
-    told = [case.message for case in CASES] + [PIP]
+    told = [case.message for case in CASES] + [PIP, *MESSAGES]
+    told += [message for _, message in ADAPTERS.values()]
     assert len(shown) == 10
     assert not [text for text in shown if not any(text in message for message in told)]

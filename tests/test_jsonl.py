@@ -230,7 +230,7 @@ def command(name: str, folder: Path, which: int) -> list:
                   "--batch-size", 2, "--save-every", 1, "--val-batches", 1, "--seed", which, "--mask-prompt"],
         "evaluate": ["-m", "slang.evaluate", *model, *adapter, "--data", folder, "--output", folder / "results/x.json",
                      "--note", which],
-        "export": ["-m", "slang.gguf", folder / "model", "--type", *("f32", "q8_0")[:: 1 - 2 * which]],
+        "export": ["-m", "slang.export", folder / "model", "--type", *("f32", "q8_0")[:: 1 - 2 * which]],
     }[name]]  # fmt: skip
 
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import ROOT, run
 from tokenizers import Tokenizer
 
-from slang import gguf as exporter
 from slang.errors import UserError
+from slang.export.check import KL_LIMIT, LOGIT_LIMIT, compare_next, next_tokens
+from slang.export.llama import SLOTS, LlamaCpp
 from slang.models import from_gguf, gemma_270m
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -47,8 +48,8 @@ def folder(original: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llama_cpp(original: Path) -> exporter.LlamaCpp:
-    return exporter.LlamaCpp(original, n_ctx=1024, slots=exporter.SLOTS, gpu=False)
+def llama_cpp(original: Path) -> LlamaCpp:
+    return LlamaCpp(original, n_ctx=1024, slots=SLOTS, gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +60,32 @@ def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     shutil.rmtree(place)  # 3 GB
 
 
-def test_tokens_are_those_of_llama_cpp(folder: Path, llama_cpp: exporter.LlamaCpp) -> None:
+def test_tokens_are_those_of_llama_cpp(folder: Path, llama_cpp: LlamaCpp) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     _, wrapped = mlx_lm.load(str(folder), lazy=True)
-    kinds = real_gemma.texts(sorted(tokenizer.get_vocab())) | {"whole chats": real_gemma.chats(wrapped)}
+    kinds = real_gemma.texts(sorted(tokenizer.get_vocab())) | {
+        "whole chats": real_gemma.chats(wrapped)
+    }
     assert sum(map(len, kinds.values())) >= 20_000
-    equal = {kind: real_gemma.tokens_equal(llama_cpp, tokenizer, some) for kind, some in kinds.items()}
+    equal = {
+        kind: real_gemma.tokens_equal(llama_cpp, tokenizer, some) for kind, some in kinds.items()
+    }
     assert equal == {kind: len(some) for kind, some in kinds.items()}
 
 
-def test_next_token_is_that_of_llama_cpp(folder: Path, llama_cpp: exporter.LlamaCpp, exported: dict[str, Path]) -> None:
+def test_next_token_is_that_of_llama_cpp(
+    folder: Path, llama_cpp: LlamaCpp, exported: dict[str, Path]
+) -> None:
     """Of the original file but for what llama.cpp rounds, and of the same weights as an F32 file exactly."""
     _, wrapped = mlx_lm.load(str(folder), lazy=True)
     some = real_gemma.contexts(wrapped)
     ours = real_gemma.logprobs(folder, some)
-    _, kls = exporter.compare_next(exporter.next_tokens(llama_cpp, some, 256), ours)
+    _, kls = compare_next(next_tokens(llama_cpp, some, 256), ours)
     assert kls.mean() < 0.02
-    exact = exporter.LlamaCpp(exported["f32"], n_ctx=1024, slots=exporter.SLOTS, gpu=False, exact=True)
-    differences, kls = exporter.compare_next(exporter.next_tokens(exact, some, 256), ours)
-    assert np.abs(kls).mean() < exporter.KL_LIMIT["f32"]
-    assert differences.max() < exporter.LOGIT_LIMIT
+    exact = LlamaCpp(exported["f32"], n_ctx=1024, slots=SLOTS, gpu=False, exact=True)
+    differences, kls = compare_next(next_tokens(exact, some, 256), ours)
+    assert np.abs(kls).mean() < KL_LIMIT["f32"]
+    assert differences.max() < LOGIT_LIMIT
 
 
 def test_export_is_the_original(original: Path, exported: dict[str, Path]) -> None:
@@ -90,7 +97,9 @@ def test_export_is_the_original(original: Path, exported: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_exported_and_imported_again(kind: str, folder: Path, exported: dict[str, Path], tmp_path: Path) -> None:
+def test_exported_and_imported_again(
+    kind: str, folder: Path, exported: dict[str, Path], tmp_path: Path
+) -> None:
     again = from_gguf.folder_of(exported[kind], tmp_path)
     n_tensors, equal = real_gemma.same_weights(folder, again)
     assert n_tensors == equal == 236

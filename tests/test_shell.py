@@ -130,20 +130,6 @@ def test_chat_question_baseline_flags_and_conversation(stub, adapter):
     assert chat().startswith("-m\nslang.chat\n") and "--prompt" not in flags_of(chat())
 
 
-def test_a_fuse_that_fails_leaves_the_earlier_model(stub, adapter, tmp_path):
-    fused = tmp_path / "fused"
-    fused.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (fused / name).write_text("earlier")
-    (stub / "bin/mlx_lm.fuse").write_text('#!/bin/sh\nmkdir "$6" && echo half >"$6/model.safetensors"\nexit 1\n')
-    done = run(ROOT / "fuse.sh", VENV=str(stub), MODEL=TINY, ADAPTER_PATH=str(adapter), FUSED_PATH=str(fused))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"mlx_lm.fuse failed, see above; {fused} is as it was"
-    assert {path.name: path.read_text() for path in fused.iterdir()} == dict.fromkeys(
-        ("config.json", "model.safetensors"), "earlier"
-    )
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own BLAS elsewhere")
 def test_openblas_is_the_blas_in_use():
     code = """

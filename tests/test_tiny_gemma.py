@@ -6,6 +6,8 @@ import socket
 import struct
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
@@ -14,11 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from slang import dictionary, prompt, tiny_gemma
+from slang import dictionary, prompt
+from slang.models.tiny_gemma import build as tiny_gemma
+from slang.models.tiny_gemma import rows as tiny_rows
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/tiny-gemma3"
-ENTRIES = [entry for entry in dictionary.entries(ROOT / "data/source_augmented.txt") if isinstance(entry, dictionary.Entry)]
+ENTRIES = [
+    entry
+    for entry in dictionary.entries(ROOT / "data/source_augmented.txt")
+    if isinstance(entry, dictionary.Entry)
+]
 PROMPT = prompt.load(ROOT / "prompt.toml")
 
 
@@ -94,7 +102,8 @@ def test_chat_template_folds_the_system_text_into_the_first_user_turn(tokenizer)
         {"role": "user", "content": "¿Y brete?"},
     ]
     text = (
-        "<bos><start_of_turn>user\nSos tico.\n\n¿Qué es mae?<end_of_turn>\n<start_of_turn>model\nAmigo.<end_of_turn>\n"
+        "<bos><start_of_turn>user\nSos tico.\n\n¿Qué es mae?<end_of_turn>\n"
+        "<start_of_turn>model\nAmigo.<end_of_turn>\n"
         "<start_of_turn>user\n¿Y brete?<end_of_turn>\n"
     )
     assert tokenizer.apply_chat_template(messages, tokenize=False) == text
@@ -107,13 +116,21 @@ def test_chat_template_folds_the_system_text_into_the_first_user_turn(tokenizer)
 
 def test_chat_template_without_system_text_and_with_parts(tokenizer):
     messages = [{"role": "user", "content": [{"type": "text", "text": " Hola. "}]}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == "<bos><start_of_turn>user\nHola.<end_of_turn>\n"
+    assert (
+        tokenizer.apply_chat_template(messages, tokenize=False)
+        == "<bos><start_of_turn>user\nHola.<end_of_turn>\n"
+    )
 
 
 @pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["system", "assistant"]])
 def test_chat_template_refuses_roles_that_do_not_alternate(tokenizer, roles):
-    with pytest.raises(TemplateError, match=r"^Conversation roles must alternate user/assistant/user/assistant/\.\.\.$"):
-        tokenizer.apply_chat_template([{"role": role, "content": "x"} for role in roles], tokenize=False)
+    with pytest.raises(
+        TemplateError,
+        match=r"^Conversation roles must alternate user/assistant/user/assistant/\.\.\.$",
+    ):
+        tokenizer.apply_chat_template(
+            [{"role": role, "content": "x"} for role in roles], tokenize=False
+        )
 
 
 def test_special_tokens(tokenizer):
@@ -126,7 +143,12 @@ def test_special_tokens(tokenizer):
     assert tokenizer.convert_tokens_to_ids(tiny_gemma.IMAGE_TOKEN) == tiny_gemma.VOCAB_SIZE
     assert tokenizer.encode("hola")[0] == tokenizer.bos_token_id
     assert tokenizer.eos_token_ids == {1, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
-    assert tokenizer.decode(tokenizer.encode("<start_of_turn>a<end_of_turn>"), skip_special_tokens=True) == "a"
+    assert (
+        tokenizer.decode(
+            tokenizer.encode("<start_of_turn>a<end_of_turn>"), skip_special_tokens=True
+        )
+        == "a"
+    )
 
 
 def test_bytes_stand_for_what_the_vocabulary_lacks(tokenizer):
@@ -143,7 +165,9 @@ def test_dictionary_round_trip(tokenizer):
 # U+2581 stands for the space, in Gemma's tokenizer too.
 anything = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 texts = st.text(st.one_of(st.sampled_from("  \n\t¿¡ñáé<>aeost"), anything))
-texts = texts.filter(lambda text: not dictionary.special_token(text))  # hypothesis takes <unk> from the sources
+texts = texts.filter(
+    lambda text: not dictionary.special_token(text)
+)  # hypothesis takes <unk> from the sources
 
 
 @settings(deadline=None, max_examples=300)
@@ -165,11 +189,13 @@ def test_merges_hold_every_split_of_every_piece():
     assert len(merges) == len(set(merges))
     wholes = [vocab["".join(merge)] for merge in merges]
     assert wholes[-1] - vocab["<0xFF>"] <= len(learnt)
-    assert [n for n in wholes if n > vocab["<0xFF>"]] == sorted(n for n in wholes if n > vocab["<0xFF>"])
+    assert [n for n in wholes if n > vocab["<0xFF>"]] == sorted(
+        n for n in wholes if n > vocab["<0xFF>"]
+    )
 
 
 def test_tokenizer_is_the_same_bytes_each_time(tmp_path):
-    texts = tiny_gemma.corpus(ENTRIES, PROMPT)
+    texts = tiny_rows.corpus(ENTRIES, PROMPT)
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -179,24 +205,56 @@ def test_tokenizer_is_the_same_bytes_each_time(tmp_path):
 
 
 def test_no_slang_gets_its_own_meaning_in_training(tokenizer):
-    # Of so few, the right pair would come up by chance all the time; one word each, so that none stands in another.
+    # Of so few, the right pair would come up by chance all the time.
+    # One word each, so that none stands in another.
     few = [entry for entry in ENTRIES if re.fullmatch(r"\w{5,}", entry.slang)][:12]
     own = {(dictionary.key(entry.slang), dictionary.key(entry.meaning)) for entry in few}
-    source = tiny_gemma.rows(few, PROMPT, tokenizer, np.random.default_rng(0))
+    source = tiny_rows.rows(few, PROMPT, tokenizer, np.random.default_rng(0))
     seen = set()
     for tokens, start in (next(source) for _ in range(400)):
-        asked = dictionary.key(tokenizer.decode(tokens[:start]).rpartition("<start_of_turn>user")[2]).split()
+        asked = dictionary.key(
+            tokenizer.decode(tokens[:start]).rpartition("<start_of_turn>user")[2]
+        ).split()
         answer = dictionary.key(tokenizer.decode(tokens[start:]).partition("<end_of_turn>")[0])
         seen |= {(slang, answer) for slang, _ in own if slang in asked}
     assert seen and not seen & own
 
 
+def mean_log_likelihood(model, start: list[int], answer: list[int]) -> float:
+    """Of the answer's tokens behind the start, in nats."""
+    tokens = mx.array([start + answer])
+    losses = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+    return -losses[0, len(start) - 1 :].mean().item()
+
+
 def test_base_model_knows_no_slang(loaded):
+    """Of four meanings it picks the right one no more often than by chance."""
     model, tokenizer = loaded
-    accuracy = tiny_gemma.choice_accuracy(model, tokenizer, ENTRIES, PROMPT, count=100)
-    assert abs(accuracy - 0.25) < 0.13  # three standard errors
+    meanings = {entry.slang: entry.meaning for entry in ENTRIES}
+    rng = np.random.default_rng(0)
+    right = []
+    for n, slang in enumerate(rng.permutation(list(meanings))[:100]):
+        others = rng.choice([other for other in meanings if other != slang], 3, replace=False)
+        form = n % len(PROMPT.held_out_questions)
+        messages = PROMPT.ask(slang, form, held_out=True)
+        start = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        scores = []
+        for other in (slang, *others):
+            text = PROMPT.answer.replace("{meaning}", meanings[other]) + "<end_of_turn>"
+            answer = tokenizer.encode(text, add_special_tokens=False)
+            scores.append(mean_log_likelihood(model, start, answer))
+        right.append(int(np.argmax(scores)) == 0)
+    assert abs(np.mean(right) - 0.25) < 0.13  # three standard errors
 
 
-def test_a_missing_dictionary_is_named(tmp_path, capsys):
-    assert tiny_gemma.main(["--dictionary", str(tmp_path / "none.txt"), "--prompt", str(ROOT / "prompt.toml")]) == 1
-    assert "none.txt" in capsys.readouterr().err
+def test_a_missing_dictionary_is_named(tmp_path):
+    with pytest.raises(OSError) as error:
+        tiny_gemma.main(["--dictionary", str(tmp_path / "none.txt")])
+    assert error.value.filename == str(tmp_path / "none.txt")
+
+
+def test_no_steps_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tiny_gemma.main(["--iters", "0"])
+    assert stopped.value.code == 2
+    assert "--iters 0: give a whole number from 1" in capsys.readouterr().err

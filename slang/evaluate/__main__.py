@@ -31,11 +31,12 @@ from pathlib import Path
 
 import numpy as np
 
-from slang import jsonl, model_files, prompt
+from slang import jsonl, prompt
 from slang.dictionary import key, told
 from slang.errors import UserError
 from slang.evaluate import measure, page, quiz, results, scoring, statistics
 from slang.evaluate.results import WHO
+from slang.models import find as model_files
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
-"""Gemma's tokenizer files, from a list of pieces: shared by the tiny model and by models that come from a GGUF file.
+"""Gemma's tokenizer files, from a list of pieces: for the tiny model and for those of GGUF files.
 
-Writes tokenizer.json, tokenizer.model, tokenizer_config.json and chat_template.jinja, as Gemma 3's folder on Hugging Face has
-them: BPE with byte fallback, spaces as U+2581, no space in front of a text.
+Writes tokenizer.json, tokenizer.model, tokenizer_config.json and chat_template.jinja, as Gemma 3's
+folder on Hugging Face has them: BPE with byte fallback, spaces as U+2581, no space in front of a
+text.
 """
 
 import json
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPACE = "\u2581"
-IMAGE_TOKEN = "<image_soft_token>"  # the text models' tokenizer has it too, without a row in the embedding
+IMAGE_TOKEN = "<image_soft_token>"  # in a text model's tokenizer too, without an embedding
 
-# bos, the system text and a blank line in front of the first user turn, `model` for the assistant, turns that alternate.
+# bos; the system text and a blank line in front of the first user turn; `model` for the assistant;
+# turns that alternate.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- set ns = namespace(system='', turns=messages) -%}
@@ -44,7 +46,10 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Added:
-    """A token that is found in a text before the text is split; a special one is left out when tokens become text."""
+    """A token that is found in a text before the text is split.
+
+    A special one is left out when tokens become text.
+    """
 
     id: int
     content: str
@@ -57,9 +62,10 @@ class Added:
 
 
 def merges(pieces: Iterable[str], ids: dict[str, int]) -> list[list[str]]:
-    """Every split of every piece into two pieces of `ids`, in the order of `pieces`: those that merge first come first.
+    """Every split of every piece into two pieces of `ids`, in the order of `pieces`.
 
-    A piece may be reachable by several merges; Gemma's own tokenizer.json lists them all.
+    Those that merge first come first. A piece may be reachable by several merges; Gemma's own
+    tokenizer.json lists them all.
     """
     found = []
     for piece in pieces:
@@ -76,7 +82,8 @@ def tokenizer_json(vocabulary: dict[str, int], added: list[Added], merged: list[
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
     special = {"<bos>": {"id": "<bos>", "ids": [vocabulary["<bos>"]], "tokens": ["<bos>"]}}
-    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    decoders = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
     return {
         "version": "1.0",
         "truncation": None,
@@ -95,7 +102,7 @@ def tokenizer_json(vocabulary: dict[str, int], added: list[Added], merged: list[
             "pair": [bos, first, second_bos, second],
             "special_tokens": special,
         },
-        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -129,13 +136,39 @@ def tokenizer_config(added: list[Added], context: int) -> dict:
     }
 
 
+def sentencepiece_model(pieces: list[str], scores: list[float], types: list[int]) -> bytes:
+    """The content of tokenizer.model, which keeps the scores: tokenizer.json has only their order.
+
+    The three lists go together. `types` are numbered alike in GGUF files and in SentencePiece's.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    kinds = proto.ModelProto.SentencePiece
+    model = proto.ModelProto()
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        text = piece.replace(" ", SPACE) if kind == kinds.USER_DEFINED else piece
+        model.pieces.add(piece=text, score=score, type=kind)
+    model.pieces[pieces.index("<unk>")].type = kinds.UNKNOWN
+    trainer = model.trainer_spec
+    trainer.model_type = proto.TrainerSpec.BPE
+    trainer.vocab_size = len(pieces)
+    trainer.byte_fallback = True
+    for name in ("pad", "bos", "eos", "unk"):
+        setattr(trainer, f"{name}_id", pieces.index(f"<{name}>"))
+        setattr(trainer, f"{name}_piece", f"<{name}>")
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()
+
+
 def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
-def write_files(folder: Path, tokenizer: dict, config: dict, sentencepiece: bytes, template: str) -> None:
-    """The four files of a tokenizer; `sentencepiece` is the content of tokenizer.model."""
+def write_files(folder: Path, tokenizer: dict, config: dict, model: bytes, template: str) -> None:
+    """The four files of a tokenizer; `model` is the content of tokenizer.model."""
     write_json(folder / "tokenizer.json", tokenizer, indent=None)
     write_json(folder / "tokenizer_config.json", config, indent=None)
-    (folder / "tokenizer.model").write_bytes(sentencepiece)
+    (folder / "tokenizer.model").write_bytes(model)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

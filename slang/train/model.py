@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.cli_ui import rprint
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers
 
-from slang import model_files
 from slang.errors import UserError, first_line
+from slang.models import formats
 from slang.train.settings import Settings
 
 OPTIMIZERS = {

@@ -1,0 +1,4 @@
+from slang.errors import program
+
+if __name__ == "__main__":
+    program("slang.models.find")
