@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Split chat JSONL into train, valid, test and eval (a tenth of train, to verify what was learnt).
+"""Split chat JSONL into train, valid, test and eval (a tenth of train, to see what was learnt).
 
-Where a record goes is decided by a hash of the seed and its normalised answer, not by its place in the file. So equal answers
-stay together, a line added for one slang moves no record of another, and the order of the input does not matter.
+Where a record goes is decided by a hash of the seed and its normalised answer, not by its place in
+the file. So equal answers stay together, and the order of the input does not matter.
 
-    --by wording  each slang's lowest-hashed answer is always trained, so that no slang is tested that was never met
-    --by slang    all records of a slang, and of slangs that share an answer with it, go to the same file
+    --by wording  the answer of each slang with the lowest hash is always trained, so that no slang
+                  is tested that was never met
+    --by slang    all records of a slang go to the same file, and with them those of all slangs
+                  that share an answer with it
 
 Run as: python split_jsonl.py
              records   slangs
@@ -16,207 +18,177 @@ Run as: python split_jsonl.py
     test slangs met in training: 100%; equal answers across train, valid, test: 0
 """
 
+if __name__ == "__main__":
+    from slang.errors import program
+
+    program("split_jsonl")
+
 import argparse
-import math
 import os
-import sys
-from array import array
-from collections.abc import Iterator
+from collections import defaultdict
 from hashlib import blake2b
+from typing import NamedTuple
 
-import numpy as np
-
-from slang import jsonl
-from slang.dictionary import Problem, key, told
+from slang import files, jsonl
+from slang.dictionary import normalized
+from slang.errors import Problem, UserError, listed
 
 SPLITS = ("train", "valid", "test")
 
 
-class Hashes:
-    """Eight bytes for each text that depend on it and the arguments alone: the same on every platform and Python."""
+class Line(NamedTuple):
+    """A record's text, and the hashes of its slang, its answer and its text, below 2**64."""
 
-    def __init__(self, seed: int, purpose: str):
-        self.empty = blake2b(b"%d\0%s\0" % (seed, purpose.encode()), digest_size=8)
-        self.all = bytearray()
-
-    def of(self, text: bytes) -> bytes:
-        digest = self.empty.copy()  # a third of the time of a new one
-        digest.update(text)
-        return digest.digest()
-
-    def numbers(self) -> np.ndarray:
-        """All that were gathered, (texts,), below 2**64."""
-        return np.frombuffer(self.all, ">u8").astype(np.uint64)
+    text: bytes
+    slang: int
+    answer: int
+    order: int
 
 
-def distinct(numbers: np.ndarray) -> np.ndarray:
-    """Each number once, sorted: np.unique, which takes 40 times as long for a million since it hashes them (numpy 2.3)."""
-    numbers = np.sort(numbers)
-    return numbers[np.concatenate([[True], numbers[1:] != numbers[:-1]])]
+def hashed(seed: int, purpose: str, text: bytes) -> int:
+    """A number below 2**64, the same on every platform and Python."""
+    return int.from_bytes(
+        blake2b(b"%d\0%s\0" % (seed, purpose.encode()) + text, digest_size=8).digest()
+    )
 
 
-def within(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which numbers are among the known ones, which are sorted: np.isin, which hashes too."""
-    return known[np.minimum(np.searchsorted(known, numbers), len(known) - 1)] == numbers
+def read(path: str, seed: int, by: str) -> list[Line]:
+    """The records of a file. Raises UserError naming the bad ones, or when there is none."""
+    # What decides a record's place depends on `by`, too.
+    slang_purpose = "slang" if by == "wording" else "place"
+    lines: list[Line] = []
+    problems: list[Problem] = []
+    for row in jsonl.records(path):
+        if isinstance(row, Problem):
+            problems.append(row)
+            continue
+        slang = normalized(jsonl.slang(row.record)).encode()
+        answer = normalized(jsonl.answer(row.record)).encode()
+        lines.append(
+            Line(
+                row.text,
+                hashed(seed, slang_purpose, slang),
+                hashed(seed, "answer", answer),
+                hashed(seed, "order", row.text),
+            )
+        )
+    if problems:
+        last = f"{len(problems)} bad record(s); mend them first. The outputs are unchanged."
+        raise UserError(f"{listed(problems)}\n{last}")
+    if not lines:
+        raise UserError(f"{path}: no record in it; run make_jsonl.py first")
+    return lines
 
 
-def by_wording(slangs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Each record's place below 2**64: its answer's hash, or 0 where that is the lowest of any slang, so it is trained."""
-    order = np.lexsort((answers, slangs))
-    first = np.concatenate([[True], slangs[order][1:] != slangs[order][:-1]])
-    return np.where(within(answers, distinct(answers[order][first])), np.uint64(0), answers)
+def by_wording(lines: list[Line]) -> list[int]:
+    """Each record's place below 2**64: its answer's hash, or 0 where a slang has no lower one."""
+    lowest: dict[int, int] = {}
+    for line in lines:
+        lowest[line.slang] = min(line.answer, lowest.get(line.slang, line.answer))
+    trained = set(lowest.values())
+    return [0 if line.answer in trained else line.answer for line in lines]
 
 
-def by_slang(slangs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Each record's place below 2**64: the lowest hash of the slangs that shared answers join to its own."""
-    names, slang_of = np.unique(slangs, return_inverse=True)
-    parent = list(range(len(names)))  # names are sorted, so the lowest number is the lowest hash
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    first_with: dict[int, int] = {}
-    for slang, answer in zip(slang_of.tolist(), answers.tolist(), strict=True):
-        a, b = sorted((root(slang), root(first_with.setdefault(answer, slang))))
-        parent[b] = a
-    return names[[root(i) for i in range(len(names))]][slang_of]
+def by_slang(lines: list[Line]) -> list[int]:
+    """Each record's place below 2**64: the lowest hash of the slangs that answers join to it."""
+    slangs_with: dict[int, set[int]] = defaultdict(set)
+    answers_of: dict[int, set[int]] = defaultdict(set)
+    for line in lines:
+        slangs_with[line.answer].add(line.slang)
+        answers_of[line.slang].add(line.answer)
+    place: dict[int, int] = {}
+    for lowest in sorted(answers_of):
+        joined = [lowest]
+        while joined:
+            slang = joined.pop()
+            if slang not in place:
+                place[slang] = lowest
+                for answer in answers_of[slang]:
+                    joined += slangs_with.pop(answer, ())
+    return [place[line.slang] for line in lines]
 
 
 def ratio(text: str) -> float:
-    """`--train-ratio`, `--valid-ratio`: a finite number from 0 to 1."""
+    """`--train-ratio`, `--valid-ratio`: a number from 0 to 1."""
     value = float(text)
-    if not math.isfinite(value) or not 0 <= value <= 1:
+    if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description="Split chat JSONL into train, valid, test and eval.",
+        description="Split chat JSONL into train, valid, test and eval. "
+        "DATA=FOLDER in the environment sets the folder for every step.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--input", default="data/source_augmented.jsonl", help="chat records from make_jsonl.py")
+    data = files.default(os.environ.get("DATA") or "data")
+    source = f"{data}/source_augmented.jsonl"
+    p.add_argument("--input", default=source, help="chat records from make_jsonl.py")
     for name in SPLITS:
-        p.add_argument(f"--{name}", default=f"data/{name}.jsonl", help=f"{name} records")
-    p.add_argument("--eval", default="data/eval.jsonl", help="a tenth of the train records")
-    p.add_argument("--train-ratio", type=ratio, default=0.8, help="share of the answers to train on")
-    p.add_argument("--valid-ratio", type=ratio, default=0.1, help="share to validate on while training; the rest is test")
+        p.add_argument(f"--{name}", default=f"{data}/{name}.jsonl", help=f"{name} records")
+    p.add_argument("--eval", default=f"{data}/eval.jsonl", help="a tenth of the train records")
+    p.add_argument("--train-ratio", type=ratio, default=0.8, help="share of the answers to train")
+    p.add_argument("--valid-ratio", type=ratio, default=0.1, help="share to validate on")
     p.add_argument("--seed", type=int, default=42, help="another seed gives another split")
-    p.add_argument("--by", choices=("wording", "slang"), default="wording", help="what is kept out of training")
+    by = ("wording", "slang")
+    p.add_argument("--by", choices=by, default="wording", help="what is kept out of training")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Write the four files and print the table."""
     p = parser()
     args = p.parse_args(argv)
     if args.train_ratio + args.valid_ratio >= 1:
-        p.error(f"--train-ratio {args.train_ratio} and --valid-ratio {args.valid_ratio} leave nothing to test; "
-                "their sum has to be below 1")  # fmt: skip
+        ratios = f"--train-ratio {args.train_ratio} and --valid-ratio {args.valid_ratio}"
+        p.error(f"{ratios} leave nothing to test; their sum has to be below 1")
     outputs = [args.train, args.valid, args.test, args.eval]
-    try:
-        if same := jsonl.overwritten(args.input, outputs):
-            print(f"{same}: the output is the input or another output; name another file", file=sys.stderr)
-            return 1
-        return split(args, outputs)
-    except OSError as error:
-        print(told(error, args.train), file=sys.stderr)
-    except KeyboardInterrupt:
-        print("Stopped; run it again", file=sys.stderr)
-        return 130
-    return 1
+    if same := files.overwritten(args.input, outputs):
+        raise UserError(f"{same}: the output is the input or another output; name another file")
 
-
-class Lines:
-    """The records of a file as five numbers each: hashes of slang, answer and line, place in the file, length in bytes."""
-
-    def __init__(self, path: str, seed: int, by: str):
-        """Read and check every record; problems are printed and counted in `bad`."""
-        self.path = path
-        self.bad = 0
-        # What decides a record's place takes the seed and the way of splitting in; what only tells records apart does not.
-        place = {"wording": ("slang", "answer"), "slang": ("place", "answer")}[by]
-        slangs, answers, orders = (Hashes(seed, purpose) for purpose in (*place, "order"))
-        offsets, lengths = array("Q"), array("L")
-        before, of_slang = None, b""
-        for item in jsonl.progress(jsonl.records(path), "record"):
-            if isinstance(item, Problem):
-                print(item, file=sys.stderr)
-                self.bad += 1
-                continue
-            _, offset, text, record = item
-            if (name := jsonl.slang(record)) != before:  # the records of a slang stand together
-                before, of_slang = name, slangs.of(key(name).encode())
-            slangs.all += of_slang
-            answers.all += answers.of(key(jsonl.answer(record)).encode())
-            orders.all += orders.of(text)
-            offsets.append(offset)
-            lengths.append(len(text))
-        self.slangs, self.answers, self.orders = slangs.numbers(), answers.numbers(), orders.numbers()
-        self.offsets, self.lengths = np.asarray(offsets), np.asarray(lengths)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def text(self, members: np.ndarray) -> Iterator[bytes]:
-        """The lines of some records, read again from the file."""
-        with open(self.path, "rb", 0) as file:
-            for offset, length in zip(self.offsets[members].tolist(), self.lengths[members].tolist(), strict=True):
-                yield os.pread(file.fileno(), length, offset) + b"\n"
-
-
-def split(args: argparse.Namespace, outputs: list[str]) -> int:
-    """Write the four files and print the table; 1 when a record is bad or a file would be empty."""
-    lines = Lines(args.input, args.seed, args.by)
-    if lines.bad:
-        print(f"{lines.bad} bad record(s); mend them first. The outputs are unchanged.", file=sys.stderr)
-        return 1
-    if not len(lines):
-        print(f"{args.input}: no record in it; run make_jsonl.py first", file=sys.stderr)
-        return 1
-
-    places = (by_wording if args.by == "wording" else by_slang)(lines.slangs, lines.answers) / 2.0**64
-    late = (places >= args.train_ratio).astype(int) + (places >= args.train_ratio + args.valid_ratio)
-    # Sorted by hash: the same files from any order of the input, and shuffled for training.
-    order = np.argsort(lines.orders, kind="stable")
-    members = {name: order[late[order] == i] for i, name in enumerate(SPLITS)}
+    lines = read(args.input, args.seed, args.by)
+    places = by_wording(lines) if args.by == "wording" else by_slang(lines)
+    members: dict[str, list[Line]] = {name: [] for name in SPLITS}
+    for line, place in zip(lines, places, strict=True):
+        share = place / 2**64
+        valid_or_test = "valid" if share < args.train_ratio + args.valid_ratio else "test"
+        members["train" if share < args.train_ratio else valid_or_test].append(line)
+    for name, of_split in members.items():
+        if not of_split:
+            raise UserError(f"{args.input}: {name} would be empty: {remedy(lines, args.by)}")
+        # By their hash: the same files from any order of the input, and shuffled for training.
+        of_split.sort(key=lambda line: line.order)
     members["eval"] = members["train"][: max(1, round(len(members["train"]) / 10))]
-    for name in SPLITS:
-        if not len(members[name]):
-            print(empty(name, args, lines), file=sys.stderr)
-            return 1
 
-    with jsonl.replacing(*outputs) as files:
-        for file, name in zip(files, (*SPLITS, "eval"), strict=True):
-            file.writelines(lines.text(members[name]))
-    table(members, lines)
+    with files.replacing(*outputs) as opened:
+        for file, of_split in zip(opened, members.values(), strict=True):
+            file.writelines(line.text + b"\n" for line in of_split)
+    print(table(members))
     return 0
 
 
-def empty(name: str, args: argparse.Namespace, lines: Lines) -> str:
-    """Why a split file would be empty, and what to do about it."""
-    slangs, answers = len(distinct(lines.slangs)), len(distinct(lines.answers))
-    if args.by == "wording" and answers <= slangs:
-        remedy = "every slang has one wording and that one is trained; add wordings or pass --by slang"
-    else:
-        what = "wordings" if args.by == "wording" else "slangs"
-        remedy = f"{answers} answers of {slangs} slangs are too few for these ratios; add {what}, change a ratio or the --seed"
-    return f"{args.input}: {name} would be empty: {remedy}"
+def remedy(lines: list[Line], by: str) -> str:
+    """Why a file would be empty, and what to do about it."""
+    slangs = len({line.slang for line in lines})
+    answers = len({line.answer for line in lines})
+    if by == "wording" and answers <= slangs:
+        why = "every slang has one wording and that one is trained"
+        return f"{why}; add wordings or pass --by slang"
+    what = "wordings" if by == "wording" else "slangs"
+    few = f"{answers} answers of {slangs} slangs are too few for these ratios"
+    return f"{few}; add {what}, change a ratio or the --seed"
 
 
-def table(members: dict[str, np.ndarray], lines: Lines) -> None:
-    """Print what is in each file and what a reader has to know to trust a figure on test.jsonl."""
-    slangs = {name: distinct(lines.slangs[members[name]]) for name in members}
-    answers = [distinct(lines.answers[members[name]]) for name in SPLITS]
-    print(f"{'':7}{'records':>9}{'slangs':>9}")
-    for name in (*SPLITS, "eval"):
+def table(members: dict[str, list[Line]]) -> str:
+    """What is in each file, and what one has to know to trust a figure on test.jsonl."""
+    slangs = {name: {line.slang for line in lines} for name, lines in members.items()}
+    answers = [{line.answer for line in members[name]} for name in SPLITS]
+    text = f"{'':7}{'records':>9}{'slangs':>9}\n"
+    for name, lines in members.items():
         note = "  a tenth of train" if name == "eval" else ""
-        print(f"{name:7}{len(members[name]):9}{len(slangs[name]):9}{note}")
-    met = within(slangs["test"], slangs["train"]).mean()
-    equal = sum(map(len, answers)) - len(distinct(np.concatenate(answers)))
-    print(f"test slangs met in training: {met:.0%}; equal answers across train, valid, test: {equal}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        text += f"{name:7}{len(lines):9}{len(slangs[name]):9}{note}\n"
+    met = len(slangs["test"] & slangs["train"]) / len(slangs["test"])
+    equal = sum(map(len, answers)) - len(set().union(*answers))
+    last = f"test slangs met in training: {met:.0%}"
+    return f"{text}{last}; equal answers across train, valid, test: {equal}"

@@ -1,8 +1,8 @@
-"""What ends a program: one error a person can mend, and the one place that prints how it ended.
+"""What ends a program: an error that a person can mend, and the one place that prints it.
 
 Every program of the project is started by `program`, so that its imports are inside too.
 
-Run as: python -m slang.errors mlx_lm.fuse --help      one of mlx_lm's programs, which then ends as ours do
+Run as: python -m slang.errors mlx_lm.fuse --help    a program of mlx_lm, which then ends as ours do
 """
 
 import errno
@@ -10,6 +10,8 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 REMEDIES = {
     errno.ENOENT: "check the name",
@@ -20,73 +22,101 @@ REMEDIES = {
     errno.EROFS: "name a folder that can be written",
     errno.ENOSPC: "make room and run this again",
     errno.EISDIR: "name a file",
-    errno.ELOOP: "this link leads back to itself; name a file",
+    errno.ELOOP: "take the link away or name another",
     errno.EBUSY: "wait for it or name another",
 }
+MOST_LISTED = 20  # problems of one file that are printed; the others are counted
 
 
 class UserError(Exception):
-    """`str()` is the whole message, such as `data/train.jsonl: not there; run make_jsonl.py first`."""
+    """`str()` is the whole message: `data/train.jsonl: not there; run make_jsonl.py first`."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or a signal that ends a program. `str()` says what was saved, where there is something to say."""
+    """Ctrl-C or a signal ends the program. `str()` says what was saved, if there is something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that can't be used as it stands; `str()` gives `FILE:LINE: what; what to do`."""
+
+    path: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+def listed(problems: Sequence[object]) -> str:
+    """The first of the problems, one a line, and how many more there are."""
+    lines = [str(problem) for problem in problems[:MOST_LISTED]]
+    if more := len(problems) - len(lines):
+        lines.append(f"... and {more} more like these")
+    return "\n".join(lines)
 
 
 def told(error: OSError) -> str:
-    """What went wrong with a file, in one line: its name, the reason, and the remedy where there is one."""
-    reason = error.strerror or str(error) or type(error).__name__
-    name = f"{error.filename}: " if error.filename not in (None, "") else ""
+    """What went wrong with a file, in one line: its name, the reason and, if known, the remedy."""
+    reason = error.strerror or first_line(error)
+    name = "" if error.filename is None else f"{error.filename or repr('')}: "
     remedy = REMEDIES.get(error.errno)
     return f"{name}{reason}" + (f"; {remedy}" if remedy else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, cut to one that a terminal can hold."""
+    """The first line of another library's message, at most 200 characters of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "…"
 
 
-def _stop(number: int, _frame) -> None:
-    raise Stopped(f"Stopped by {signal.Signals(number).name}")
-
-
 def program(module: str, function: str = "main") -> None:
-    """Import `module`, run its `main()` and leave with its exit code. SystemExit, of argparse for one, passes.
+    """Import `module`, run its `main()` and leave with its exit code, or that of argparse.
 
-    1  with one line on stderr, for what a person can mend and for what nobody expected
+    1  with one line on stderr: a UserError, an OSError or what nobody expected
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP
     """
+    received = []
+
+    def stop(number: int, _frame) -> None:
+        received.append(number)
+        raise Stopped(f"Stopped by {signal.Signals(number).name}")
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
     try:
-        code = getattr(importlib.import_module(module), function)()
+        try:
+            code = getattr(importlib.import_module(module), function)()
+        except SystemExit as end:
+            code = end.code
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         print(str(error) or "Stopped", file=sys.stderr)
-        code = 130
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if str(error).endswith(number.name):
-                code = 128 + number
+        code = 128 + (received[0] if received else signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        code = 1
         if os.environ.get("TRACEBACK"):
             raise
-        if isinstance(error, UserError):
-            print(error, file=sys.stderr)
-        elif isinstance(error, OSError):
-            print(told(error), file=sys.stderr)
-        else:
-            what = f"unexpected {type(error).__name__}: {first_line(error)}"
-            print(f"{what}; TRACEBACK=1 before the command shows where", file=sys.stderr)
+        print(_in_one_line(error), file=sys.stderr)
+        code = 1
     sys.exit(code)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return told(error)
+    what = f"unexpected {type(error).__name__}: {first_line(error)}"
+    return f"{what}; TRACEBACK=1 before the command shows where"
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("python -m slang.errors MODULE [flags]: name one of mlx_lm's programs")
     del sys.argv[0]
-    program(sys.argv[0])
+    # From the module that the others import: UserError has to be the same class.
+    importlib.import_module("slang.errors").program(sys.argv[0])

@@ -1,15 +1,18 @@
-"""Files are written whole or not at all, and by one run at a time.
+"""Files are read whole, and written whole or not at all, by one run at a time.
 
-What is new is made beside the old under a name that nobody else has, and takes its place when it is finished. Nothing that is
-found in a folder is obeyed, and no link is followed.
+What is new is made beside the old under a name that nobody else has. It takes the old one's place
+when it is finished. Nothing that is found in a folder is obeyed, and no link is followed.
+After kill -9 a hidden .part can stay behind; nothing reads it, and it may be deleted.
 """
 
+import errno
 import fcntl
 import os
 import shutil
 import signal
 import stat
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,46 +20,63 @@ from typing import BinaryIO
 
 from slang.errors import UserError
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # their OSError names no file
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ctrl-C and its kin wait until the block is left: for renaming files that belong together."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Ctrl-C and its kin wait until the block is left: for renaming files that belong together.
+
+    The handlers are exchanged, for a blocked signal would go to one of the threads of MLX.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs handlers in the main thread alone
+        return
+    received: list[int] = []
+    before = {}
     try:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            before[number] = signal.SIG_DFL if handler is None else handler
+            signal.signal(number, lambda number, _frame: received.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in received:
+        signal.raise_signal(number)
+
+
+def read(path: str | Path) -> bytes:
+    """A whole file. Raises UserError for a folder, a pipe or a device, OSError when it can't be."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  Path("") would be the folder
+        raise UserError(f"{path}: not a regular file; name another")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
-    """Open a part beside each path; when the block ends well, all take their places, else none does.
+    """Open a part beside each path; when the block ends well, all take their places, else none.
 
-    A link is replaced by a file, and what it leads to stays. A pipe or a device is written as it is.
-    Raises UserError where a path is a folder or is write-protected, OSError where the folder can't be written.
+    A link is replaced by a file, and what it leads to stays. A pipe or device is written as it is.
+    Raises UserError where a path is a folder or is write-protected, OSError where its folder can't
+    be written or is full.
     """
     files: list[BinaryIO] = []
     parts: list[tuple[Path, Path]] = []
     try:
         for target in map(Path, paths):
-            if target.is_dir():
-                raise UserError(f"{target}: a folder; name a file")
-            if target.exists() and not target.is_file():
-                files.append(open(target, "wb"))  # noqa: SIM115
+            if _is_device(target):
+                files.append(open(target, "ab"))  # noqa: SIM115
                 continue
-            mode = 0o666 & ~_umask()
-            if target.exists():
-                mode = stat.S_IMODE(target.stat().st_mode)
-                if not mode & 0o222:
-                    raise UserError(f"{target}: write-protected; chmod u+w it or name another")
+            mode = _mode(target)
             folder_for(target)
-            number, part = tempfile.mkstemp(
-                dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".part"
-            )
-            parts.append((Path(part), target))
-            files.append(os.fdopen(number, "wb", 1 << 20))
+            with undisturbed():
+                number, part = _part(target)
+                files.append(os.fdopen(number, "wb", 1 << 20))
+                parts.append((part, target))
             os.fchmod(number, mode)
         yield files
         for file in files:
@@ -66,6 +86,10 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
         with undisturbed():
             for part, target in parts:
                 os.replace(part, target)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(paths[0])
+        raise
     finally:
         for part, _ in parts:
             part.unlink(missing_ok=True)
@@ -74,8 +98,38 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
                 file.close()
 
 
+def _is_device(target: Path) -> bool:
+    """A pipe, a device, or /dev/stdout whatever it leads to: nothing there can be replaced."""
+    folder = target.parent.resolve()
+    if folder in (Path("/dev"), Path("/dev/fd")) or Path("/proc") in folder.parents:
+        return True
+    return target.exists() and not target.is_file() and not target.is_dir()
+
+
+def _mode(target: Path) -> int:
+    """The permissions that the new file gets: those of the old one, if there is one."""
+    if target.is_dir():
+        raise UserError(f"{target}: a folder; name a file")
+    if not target.exists():
+        return 0o666 & ~_umask()
+    mode = stat.S_IMODE(target.stat().st_mode)
+    if not mode & 0o222:
+        raise UserError(f"{target}: write-protected; chmod u+w it or name another")
+    return mode
+
+
+def _part(target: Path) -> tuple[int, Path]:
+    """A new file beside the target, open for writing, and its name."""
+    prefix = f".{target.name[:40]}."
+    try:
+        number, part = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".part")
+    except OSError as error:  # it names the part, which nobody knows
+        raise OSError(error.errno, error.strerror, str(target)) from None
+    return number, Path(part)
+
+
 def folder_for(path: Path) -> None:
-    """Make the folder that `path` will be in. Raises UserError where something else is in its place."""
+    """Make the folder that `path` will be in. Raises UserError where that is something else."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -90,20 +144,19 @@ def _umask() -> int:
 
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Hold a folder's lock, and make the folder if need be; the system gives it back however the process ends.
+    """Hold a folder's lock, and make the folder if need be.
 
+    The system gives the lock back however the process ends.
     Raises UserError when another run has it: `adapters: another run is training there; ...`.
     """
     folder_for(folder / ".lock")
     number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(number)
-        raise UserError(
-            f"{folder}: another run is {doing} there; wait for it or name another folder"
-        ) from None
-    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for it or name another folder"
+            raise UserError(f"{folder}: another run is {doing} there; {remedy}") from None
         yield
     finally:
         os.close(number)
@@ -111,29 +164,53 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty folder beside `folder`, which takes its place when the block ends well; else the old one stays."""
+    """A new, empty folder beside `folder`, which takes its place when the block ends well.
+
+    Else the old one stays. Raises UserError where `folder` is a file, or where one stands in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; name another")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: the folder that this runs in; name another")
     folder_for(folder)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-    part.chmod(0o777 & ~_umask())
-    old = part.with_name(part.name.removesuffix(".part") + ".old")
+    old = part.with_suffix(".old")
     try:
+        part.chmod(0o777 & ~_umask())
         yield part
         with undisturbed():
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(part, folder)
+            _swap(part, folder, old)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (part, old):
+            if left.is_symlink():
+                left.unlink()
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _swap(part: Path, folder: Path, old: Path) -> None:
+    """Move `folder` to `old` and `part` to `folder`; `folder` is back when that fails."""
+    with suppress(FileNotFoundError):
+        os.replace(folder, old)
+    try:
+        os.replace(part, folder)
+    except OSError:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
 
 
 def overwritten(source: str | Path, targets: Iterable[str | Path]) -> str | None:
-    """The first target that is the source, or another target, under whatever name; None when all are apart."""
+    """The first target that is the source or another target, under whatever name, or None."""
     seen = [Path(source)]
     for target in map(Path, targets):
         for other in seen:
             same = os.path.realpath(target) == os.path.realpath(other)
-            if same or (target.exists() and other.exists() and os.path.samefile(target, other)):
+            if same or (target.exists() and other.exists() and target.samefile(other)):
                 return str(target)
         seen.append(target)
     return None
+
+
+def default(*names: str) -> str:
+    """A path in the project's folder, as seen from where one stands; an absolute one stays."""
+    return str(Path(os.path.relpath(Path(__file__).parent.parent), *names))

@@ -1,56 +1,72 @@
 """prompt.toml -> chat messages: the one place that decides what the model is told and asked.
 
-No MLX, so that the wrappers' checks start in a tenth of a second. Turn markers are the chat template's business, never
-written here.
+Turn markers are the chat template's business, never written here.
 
-Run as: python -m slang.prompt system prompt.toml               the system prompt
-        python -m slang.prompt question prompt.toml "pura vida" what chat.sh asks: a bare slang becomes a question
-        python -m slang.prompt check prompt.toml data/train.jsonl ...   was this data made with this prompt?
+Run as: python -m slang.prompt system prompt.toml                the system prompt
+        python -m slang.prompt question prompt.toml "pura vida"  what chat.sh asks about a slang
+        python -m slang.prompt check prompt.toml data/train.jsonl data/valid.jsonl
+            can mlx_lm read these files, and were they made with this prompt?
 """
 
+if __name__ == "__main__":
+    from slang.errors import program
+
+    program("slang.prompt")
+
 import argparse
+import codecs
 import hashlib
 import json
 import re
-import sys
-import tomllib
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from slang import jsonl
-from slang.dictionary import Problem, key, special_token, told
+import msgspec
 
-Messages = list[dict[str, str]]
+from slang import files, jsonl
+from slang.dictionary import normalized
+from slang.errors import Problem, UserError, first_line, listed
+from slang.text import unusable
+
+Messages = list[jsonl.Message]
+Forms = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
-class PromptError(ValueError):
-    """prompt.toml can't be used; the message names the file and the remedy."""
+class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What prompt.toml says, with `{region}` filled in.
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """`questions` are asked in training, `held_out_questions` by evaluation alone; `answer` holds `{meaning}`."""
+    `questions` are asked in training, `held_out_questions` by evaluation alone; both hold
+    `{slang}`, and `answer` holds `{meaning}`.
+    """
 
     region: str
     system: str
-    questions: tuple[str, ...]
-    held_out_questions: tuple[str, ...]
+    questions: Forms
+    held_out_questions: Forms
     answer: str
 
     def chat(self, question: str) -> Messages:
-        """System and user message for a question that is asked as it stands."""
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": question}]
+        """System and user message for a question that is asked as it stands.
+
+        Raises UserError for one that must not reach the chat template.
+        """
+        return [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": _usable(question, "question")},
+        ]
 
     def ask(self, slang: str, form: int = 0, held_out: bool = False) -> Messages:
         """System and user message that ask for a slang in one question form."""
         forms = self.held_out_questions if held_out else self.questions
         return self.chat(forms[form].replace("{slang}", slang))
 
-    def train(self, slang: str, meaning: str, form: int) -> Messages:
+    def row(self, slang: str, meaning: str, form: int) -> Messages:
         """System, user and assistant message: one training row."""
-        messages = self.ask(slang, form)
-        messages.append({"role": "assistant", "content": self.answer.replace("{meaning}", meaning)})
-        return messages
+        answer = _usable(self.answer.replace("{meaning}", meaning), "answer")
+        return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
+
+    train = row
 
     def hash(self) -> str:
         """SHA-256 of what the prompt says: comments and layout of prompt.toml don't count."""
@@ -58,111 +74,132 @@ class Prompt:
         return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 
 
-def _text(path: str | Path, table: dict, name: str) -> str:
-    value = table.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise PromptError(f"{path}: no text for '{name}'; write {name} = \"…\"")
-    return value
-
-
-def _forms(path: str | Path, table: dict, name: str, least: int) -> tuple[str, ...]:
-    forms = table.get(name)
-    if not isinstance(forms, list) or len(forms) < least or not all(isinstance(form, str) for form in forms):
-        raise PromptError(f"{path}: '{name}' needs a list of at least {least} question form(s)")
-    for form in forms:
-        _fields(path, name, form, {"slang", "region"}, "slang")
-    return tuple(forms)
-
-
-def _fields(path: str | Path, name: str, text: str, allowed: set[str], needed: str | None) -> None:
-    if token := special_token(text):
-        raise PromptError(f"{path}: {name}: special token {token!r} in {text!r}; take it out, the chat template writes them")
-    found = set(re.findall(r"\{(\w+)\}", text))
-    if unknown := found - allowed:
-        raise PromptError(f"{path}: {name}: unknown {{{sorted(unknown)[0]}}} in {text!r}; known: {sorted(allowed)}")
-    if needed and needed not in found:
-        raise PromptError(f"{path}: {name}: no {{{needed}}} in {text!r}; write it where the text belongs")
+def _usable(text: str, name: str) -> str:
+    """The text. Raises UserError after filling in, too: <{slang}> makes special tokens of some."""
+    if why := unusable(text, breaks=True):
+        raise UserError(f"the {name} {text!r}: {why}")
+    return text
 
 
 def load(path: str | Path = "prompt.toml") -> Prompt:
-    """Read and check a prompt.toml. Raises PromptError with the remedy; OSError when it can't be opened."""
+    """Read and check a prompt.toml. Raises UserError with the remedy, OSError when it can't be."""
+    data = files.read(path).removeprefix(codecs.BOM_UTF8)
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: not valid TOML: {error}") from None
-    region, system, answer = (_text(path, table, name) for name in ("region", "system", "answer"))
-    _fields(path, "system", system, {"region"}, None)
-    _fields(path, "answer", answer, {"meaning"}, "meaning")
-    forms = {name: _forms(path, table, name, 1) for name in ("questions", "held_out_questions")}
-    if both := set(forms["questions"]) & set(forms["held_out_questions"]):
-        raise PromptError(f"{path}: {both.pop()!r} is both a question and a held-out question; keep it in one of them")
-    fill = {name: tuple(form.replace("{region}", region) for form in value) for name, value in forms.items()}
-    # Without the break that ends a text in triple quotes: the shell drops it, and chat.sh has to ask as training did.
-    system = system.replace("{region}", region).strip()
-    return Prompt(region, system, fill["questions"], fill["held_out_questions"], answer)
+        prompt = msgspec.toml.decode(data.decode(), type=Prompt)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+    except msgspec.ValidationError as error:
+        remedy = f"it has {', '.join(Prompt.__struct_fields__)} and nothing else"
+        raise UserError(f"{path}: {error}; {remedy}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid TOML: {first_line(error)}") from None
+    for name, text, fields, needed in _texts(prompt):
+        if why := _wrong(text, name, fields, needed):
+            raise UserError(f"{path}: {name}: {why}")
+    prompt = _filled(prompt)
+    trained = {normalized(form): form for form in prompt.questions}
+    for form in prompt.held_out_questions:
+        if same := trained.get(normalized(form)):
+            what = f"{form!r} is the question {same!r}, but for capitals and punctuation"
+            raise UserError(f"{path}: held_out_questions: {what}; ask it in another way")
+    return prompt
 
 
-def question(asked: Prompt, text: str) -> str:
-    """The text itself when it is a question (?, ¿ or a quotation in it), else the first question form about it."""
-    if re.search(r"[?¿\"“”«»]", text):
-        return text
-    return asked.ask(text)[-1]["content"]
+def _texts(prompt: Prompt) -> list[tuple[str, str, set[str], str]]:
+    """Each text with its name, the fields that may stand in it, and the one that has to."""
+    texts = [("region", prompt.region, set(), ""), ("system", prompt.system, {"region"}, "")]
+    for name in ("questions", "held_out_questions"):
+        texts += [(name, form, {"slang", "region"}, "slang") for form in getattr(prompt, name)]
+    return [*texts, ("answer", prompt.answer, {"meaning"}, "meaning")]
 
 
-def differs(asked: Prompt, record: dict) -> str | None:
-    """What in a record was not made with this prompt, or None. Of the question only its spelling may vary."""
-    system, user, answer = ([None, None, None, *(m["content"] for m in record["messages"])])[-3:]
-    if system != asked.system:
+def _wrong(text: str, name: str, fields: set[str], needed: str) -> str | None:
+    if not text.strip():
+        return "no text; write one"
+    if why := unusable(text, breaks=name == "system"):
+        return f"{why} ({text!r})"
+    found = set(re.findall(r"\{(\w+)\}", text))
+    if unknown := sorted(found - fields):
+        return f"unknown {{{unknown[0]}}} in {text!r}; known: {sorted(fields)}"
+    if needed and needed not in found:
+        return f"no {{{needed}}} in {text!r}; write it where the text belongs"
+    return None
+
+
+def _filled(prompt: Prompt) -> Prompt:
+    """With the region in the place of `{region}`.
+
+    The system prompt loses the line break that ends a text in triple quotes. The shell drops it,
+    and chat.sh has to ask as training did.
+    """
+    return msgspec.structs.replace(
+        prompt,
+        system=prompt.system.replace("{region}", prompt.region).strip(),
+        questions=tuple(q.replace("{region}", prompt.region) for q in prompt.questions),
+        held_out_questions=tuple(
+            q.replace("{region}", prompt.region) for q in prompt.held_out_questions
+        ),
+    )
+
+
+def question(prompt: Prompt, text: str) -> str:
+    """A question as it stands (it has ?, ¿ or a quotation), else the first form about the slang."""
+    is_question = re.search(r"[?¿\"“”«»]", text)
+    messages = prompt.chat(text) if is_question else prompt.ask(text)
+    return messages[-1]["content"]
+
+
+@lru_cache(maxsize=1000)
+def _trained_questions(prompt: Prompt, slang: str) -> set[str]:
+    return {normalized(form.replace("{slang}", slang)) for form in prompt.questions}
+
+
+def differs(prompt: Prompt, record: jsonl.Record) -> str | None:
+    """What in a record was not made with this prompt, or None.
+
+    Of the question only its spelling may vary.
+    """
+    system, user, answer = ([None, *(m["content"] for m in record["messages"])])[-3:]
+    if system != prompt.system:
         return "another system prompt"
-    if not {"slang", "meaning"} <= set(record):
+    if "slang" not in record or "meaning" not in record:
         return None  # made elsewhere: its question and answer are its own
-    if answer != asked.train(record["slang"], record["meaning"], 0)[-1]["content"]:
+    if answer != prompt.answer.replace("{meaning}", record["meaning"]):
         return "another answer form"
-    forms = range(len(asked.questions))
-    if key(user) not in {key(asked.ask(record["slang"], form)[-1]["content"]) for form in forms}:
+    if normalized(user) not in _trained_questions(prompt, record["slang"]):
         return "another question form"
     return None
 
 
-def check(path: str, data: list[str]) -> int:
-    """0 when every record of the files was made with the prompt, else 1 and the first that was not."""
-    asked = load(path)
-    for file in data:
-        item = None
-        for item in jsonl.records(file):
-            if isinstance(item, Problem):
-                problem = item
-            elif what := differs(asked, item[3]):
-                remedy = "run make_jsonl.py and split_jsonl.py again"
-                problem = Problem(file, item[0], f"made with {what} than {path} has; {remedy}")
-            else:
-                continue
-            print(problem, file=sys.stderr)
-            return 1
-        if item is None:
-            print(f"{file}: no record in it; run make_jsonl.py and split_jsonl.py first", file=sys.stderr)
-            return 1
-    return 0
+def check(path: str, paths: list[str]) -> None:
+    """Raise UserError naming lines that mlx_lm can't read, or that another prompt made."""
+    prompt = load(path)
+    problems = []
+    for rows in jsonl.check(paths):
+        found = [(row, what) for row in rows if (what := differs(prompt, row.record))]
+        if found:
+            row, what = found[0]
+            more = f", as {len(found) - 1} more" if len(found) > 1 else ""
+            what = f"made with {what} than {path} has{more}"
+            remedy = "run make_jsonl.py and split_jsonl.py again"
+            problems.append(Problem(row.path, row.line, f"{what}; {remedy}"))
+    if problems:
+        raise UserError(listed(problems))
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description="Show or check what prompt.toml says.")
+    p = argparse.ArgumentParser(
+        prog="python -m slang.prompt", description="Show or check what prompt.toml says."
+    )
     p.add_argument("action", choices=("system", "question", "check"))
     p.add_argument("prompt", help="a prompt.toml")
     p.add_argument("rest", nargs="*", help="the text to ask, or the JSONL files to check")
     args = p.parse_args(argv)
-    try:
-        if args.action == "check":
-            return check(args.prompt, args.rest)
-        asked = load(args.prompt)
-        print(asked.system if args.action == "system" else question(asked, " ".join(args.rest)))
-        return 0
-    except PromptError as error:
-        print(error, file=sys.stderr)
-    except OSError as error:
-        print(told(error), file=sys.stderr)
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if args.action == "check":
+        check(args.prompt, args.rest)
+    elif args.action == "question":
+        print(question(load(args.prompt), " ".join(args.rest)))
+    else:
+        print(load(args.prompt).system)
+    return 0

@@ -1,12 +1,14 @@
-"""What the test files share: scripts run as a person runs them, and a small dictionary to run them on."""
+"""What the test files share: running scripts as a person does, and a dictionary to run them on."""
 
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 TINY = "models/tiny-gemma3"
@@ -23,7 +25,9 @@ tuanis::Así se aprueba lo que a uno le gusta mucho.
 """
 
 
-def run(*command: str | Path, cwd: Path = ROOT, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *command: str | Path, cwd: Path = ROOT, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess:
     """Run a script as from a terminal, with stdout and stderr as text and the variables added."""
     return subprocess.run(
         [str(part) for part in command],
@@ -41,13 +45,36 @@ def script(name: str, *arguments: str | Path, **options) -> subprocess.Completed
     return run(sys.executable, ROOT / name, *arguments, **options)
 
 
+# A random test that fails says how to run it again with what it drew.
+settings.register_profile("reproducible", print_blob=True)
+settings.load_profile("reproducible")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A number for random.Random, printed so that a test that fails shows it; SEED sets it."""
+    number = int(os.environ.get("SEED") or random.randrange(10**6))
+    print(f"SEED={number} before the command draws the same again")
+    return number
+
+
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk():
+    """For tests that write hundreds of files, whose time is that of os.fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter):
     """Add up what tests counted with record_property: cases, examples, interruptions."""
     totals = Counter()
     for report in terminalreporter.getreports("passed"):
         totals.update(dict(report.user_properties))
     if totals:
-        terminalreporter.write_line("counted: " + ", ".join(f"{n} {name}" for name, n in sorted(totals.items())))
+        terminalreporter.write_line(
+            "counted: " + ", ".join(f"{n} {name}" for name, n in sorted(totals.items()))
+        )
 
 
 @pytest.fixture

@@ -1,27 +1,23 @@
 """slang/dictionary.py: what a line may be, and what is said of one that can't be used."""
 
-import re
-import sys
-
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slang import dictionary
 from slang.dictionary import (
+    LONGEST_LINE,
     Entry,
     Problem,
-    check,
-    close,
     entries,
     fold,
-    key,
+    normalized,
     parse_line,
     synonyms,
-    unusable,
+    with_full_stop,
 )
 from slang.errors import UserError
+from slang.text import unusable
 
 
 @pytest.mark.parametrize(
@@ -53,31 +49,21 @@ def test_line(line, parsed):
     ],
 )
 def test_closing_punctuation(text, closed):
-    assert close(text) == closed
+    assert with_full_stop(text) == closed
 
 
-def test_key_ignores_case_accents_punctuation_but_not_enye():
-    assert key("  ¡Qué  CHIVA! ") == key("que chiva") == "que chiva"
-    assert key("caña") == key("CAN\u0303A") != key("cana")
+def test_normalizing_ignores_case_accents_punctuation_but_not_enye():
+    assert normalized("  ¡Qué  CHIVA! ") == normalized("que chiva") == "que chiva"
+    assert normalized("caña") == normalized("CAN\u0303A") != normalized("cana")
     assert fold("¿Qué es GÜILA?") == "¿que es guila?"
-    assert key("...") != key("!!")
-
-
-@given(st.text() | st.text(st.characters(max_codepoint=255)))
-def test_the_quick_folding_is_the_folding(text):
-    assert fold(text) == dictionary._any_fold(text)
-    assert key(text) == (" ".join(dictionary._any_words(text).split()) or " ".join(text.split()))
-
-
-def test_every_byte_of_the_quick_folding():
-    for letter in map(chr, range(256)):
-        for text in (letter, f"a{letter}b"):
-            assert fold(text) == dictionary._any_fold(text)
+    assert normalized("...") != normalized("!!")
 
 
 def test_file_with_bom_crlf_and_a_line_that_is_not_utf8(tmp_path):
     path = tmp_path / "d.txt"
-    path.write_bytes(b"\xef\xbb\xbfmae::Amigo.\r\nbirra::Cerveza fr\xeda.\r\n\r\n# nota\r\ntuanis::Bueno.")
+    path.write_bytes(
+        b"\xef\xbb\xbfmae::Amigo.\r\nbirra::Cerveza fr\xeda.\r\n\r\n# nota\r\ntuanis::Bueno."
+    )
     assert list(entries(path)) == [
         Entry("mae", "Amigo.", 1),
         Problem(str(path), 2, "not UTF-8 (byte 18 of the line); save the file as UTF-8"),
@@ -96,13 +82,89 @@ def test_any_bytes_give_entries_or_problems(tmp_path_factory, data):
 
 
 @given(st.text())
-def test_key_is_its_own_key(text):
-    assert key(key(text)) == key(text)
+def test_normalizing_twice_is_normalizing_once(text):
+    assert normalized(normalized(text)) == normalized(text)
+
+
+def found(tmp_path, content: bytes) -> list[str]:
+    """What is said of the lines of a dictionary."""
+    path = tmp_path / "d.txt"
+    path.write_bytes(content)
+    return [
+        str(item).removeprefix(f"{path}:") for item in entries(path) if isinstance(item, Problem)
+    ]
+
+
+SEPARATOR = "no '::' separator; write the line as slang::meaning"
+UTF16 = "1: UTF-16, not UTF-8; save the file as UTF-8"
+LINES = "mae::Amigo o conocido.\nbirra::Cerveza.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            b"mae::Amigo.\nbirra::Fr\xeda.\n",
+            "2: not UTF-8 (byte 10 of the line); save the file as UTF-8",
+        ),
+        (LINES.encode("utf-16"), UTF16),
+        (LINES.encode("utf-16-le"), UTF16),
+        (LINES.encode("utf-16-be"), UTF16),
+        (b"mae::Ami\0go.\n", "1: control character U+0000; take it out"),
+        (b"mae::Ami\tgo.\n", "1: control character U+0009; take it out"),
+        (b"mae\t::\tAmigo.\n", "1: control character U+0009; take it out"),
+        ("mae::Ami\u200bgo.\n".encode(), "1: invisible character U+200B; take it out"),
+        ("\u2800::Amigo.\n".encode(), "1: invisible character U+2800; take it out"),
+        ("mae::Amigo\U000e0069.\n".encode(), "1: invisible character U+E0069; take it out"),
+        (
+            "mae::Amigo\ufffd.\n".encode(),
+            "1: character U+FFFD, which stands for one that was decoded wrongly; take it out",
+        ),
+        ("mae::\u0301 amigo.\n".encode(), "1: accent U+0301 without a letter; take it out"),
+        (
+            b"mae::Amigo.<eos>\n",
+            "1: special token '<eos>' in the text; take it out, the chat template writes them",
+        ),
+        (
+            b"<eos>::Amigo.\n",
+            "1: special token '<eos>' in the text; take it out, the chat template writes them",
+        ),
+        (b"::\n", "1: nothing before '::'; write the slang there"),
+        (b"::Amigo.\n", "1: nothing before '::'; write the slang there"),
+        (b"mae:: \n", "1: nothing after '::'; write the meaning there"),
+        (b"mae::,\n", "1: no word in the meaning ','; write one"),
+        (b"mae::;;;\n", "1: no word in the meaning ';;;'; write one"),
+        (b"mae::.\n", "1: no word in the meaning '.'; write one"),
+        ("mae::\u00bf?\n".encode(), "1: no word in the meaning '\u00bf?'; write one"),
+        (b"mae:::Amigo.\n", "1: ':::' in place of '::'; write the line as slang::meaning"),
+        (b"mae : : Amigo.\n", f"1: {SEPARATOR}"),
+        (b"# mae\nmae\n", f"2: {SEPARATOR}"),
+        (
+            b"mae::" + b"Amigo " * 900_000 + b"\n",
+            f"1: over {LONGEST_LINE} bytes; write one wording a line",
+        ),
+    ],
+)
+def test_a_line_that_can_not_be_used_is_named(tmp_path, content, problem):
+    assert found(tmp_path, content) == [problem]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_line_ends_of_every_system(tmp_path, end):
+    path = tmp_path / "d.txt"
+    path.write_bytes(f"mae::Amigo.{end}{end}birra::Cerveza.{end}x".encode())
+    assert list(entries(path)) == [
+        Entry("mae", "Amigo.", 1),
+        Entry("birra", "Cerveza.", 3),
+        Problem(str(path), 4, SEPARATOR),
+    ]
 
 
 def test_synonyms(tmp_path):
     path = tmp_path / "s.txt"
-    path.write_text("# jail\nbote = tabo\n\nqué, mae = tarro = cafe\u0301\ntarro = bote\n", encoding="utf-8")
+    path.write_text(
+        "# jail\nbote = tabo\n\nqué, mae = tarro = cafe\u0301\ntarro = bote\n", encoding="utf-8"
+    )
     assert synonyms(path, {"bote", "tabo", "tarro", "qué, mae", "café"}) == [
         {"bote", "tabo"},
         {"qué, mae", "tarro", "café"},
@@ -121,6 +183,9 @@ def test_every_line_of_synonyms_that_can_not_be_used_is_named(tmp_path):
         f"{path}:3: 'bote' stands twice; take one out",
         f"{path}:4: the group of line 1 again; take one out",
     ]
+    path.write_bytes(b"ca\xf1a = bote\n")
+    with pytest.raises(UserError, match=":1: not UTF-8; save the file as UTF-8"):
+        synonyms(path)
 
 
 def shipped() -> list[str]:
@@ -132,133 +197,6 @@ def test_shipped_synonyms():
     groups = synonyms(ROOT / "data/synonyms.txt", set(shipped()))
     for pair in ({"bote", "tabo"}, {"balazo", "bañazo"}, {"cuijen", "pisuicas"}):
         assert any(pair <= group for group in groups)
-
-
-# ------------------------------------------------------------------------------------------- is it fit to learn from?
-
-GOOD = """\
-birra::Cerveza de cualquier marca.
-birra::Bebida de cebada que se toma fría en los bares.
-birra::Lo que se pide al mesero cuando empieza la fiesta.
-birra::Nombre de lo que viene en lata o botella y embriaga.
-"""
-
-
-AGAIN = ", again; write another"
-
-
-def edited(line: int, new: str) -> str:
-    """GOOD with another line in the place of one of its own."""
-    lines = GOOD.splitlines()
-    lines[line - 1] = new
-    return "\n".join(lines)
-
-
-def said(tmp_path, text: str, least: int = dictionary.LEAST_WORDINGS) -> dictionary.Report:
-    """The report on a text, problems and hints as `line: text`."""
-    path = tmp_path / "d.txt"
-    path.write_text(text, encoding="utf-8")
-    good, *listed = check(path, least)
-    bare = [[str(x).removeprefix(f"{path}:") for x in part] for part in listed]
-    return dictionary.Report(good, *bare)
-
-
-@pytest.mark.parametrize(
-    ("line", "new", "message"),
-    [
-        (1, "birra Cerveza.", "1: no '::' separator; write the line as slang::meaning"),
-        (2, "birra::CERVEZA de cualquier marca", "2: the meaning of line 1, of this slang" + AGAIN),
-        (4, "mae::Cerveza de cualquier marca.", "4: the meaning of line 1, of 'birra'" + AGAIN),
-        (4, "mae::Amigo o conocido de uno.", "4: 'mae' has one wording; write at least 4"),
-    ],
-)
-def test_problems(tmp_path, line, new, message):
-    assert message in said(tmp_path, edited(line, new)).problems
-
-
-@pytest.mark.parametrize(
-    ("line", "new", "message"),
-    [
-        (1, "birra::Una birra es cerveza.", "1: 'birra' stands inside its own meaning; explain it in other words"),
-        (1, "birra::Cerveza.", "1: 1 words; write 3 to 30"),
-        (1, "birra::cerveza de cualquier marca.", "1: begins with 'c'; write a capital"),
-        (1, "birra::Qué rica cerveza?", "1: ¿ and ? do not pair; write both"),
-        (1, "birra::Cerveza (de marca.", "1: ( and ) do not pair; write both"),
-        (1, "birra::Cerveza ,de marca.", "1: spacing or punctuation at ' ,'; mend it"),
-        (1, "birra::Cerveza de de marca.", "1: 'de' stands twice in a row; take one out"),
-        (2, "birra::Cerveza de cualquier otra marca.", "2: nearly the words of line 1; write it in another way"),
-        (2, "Birra::Bebida de cebada que se toma fría.", "2: 'Birra' is spelled 'birra' above; spell it alike"),
-        (2, "mae::Amigo de uno.", "3: lines of 'birra' stand apart (line 1); put them together"),
-        (4, "", "1: 'birra' has 3 wordings; write at least 4"),
-        (2, "# sentido: otra", "2: a sense of 'birra' has 2 wording(s); write at least 3"),
-    ],
-)
-def test_hints(tmp_path, line, new, message):
-    report = said(tmp_path, edited(line, new))
-    assert message in report.hints and message not in report.problems
-
-
-def test_a_good_dictionary(tmp_path):
-    assert said(tmp_path, GOOD)[1:] == ([], [])
-
-
-def test_a_list_that_is_not_spanish_gets_no_hint_on_spanish(tmp_path):
-    """English: question marks do not open, and naive is no mistake for naïve."""
-    text = "arvo::What Australians call the afternoon?\narvo::A naive name of a time of day.\n"
-    for i in range(20):
-        text += f"s{i}::A naïve word, number {i}.\ns{i}::Another naïve one, {i} of many.\n"
-    assert said(tmp_path, text, least=2)[1:] == ([], [])
-
-
-def test_suspicious_spelling(tmp_path):
-    text = "".join(f"s{i}::Partido de fútbol número {i} del año y más.\n" for i in range(20))
-    text += "t::Juego de futbol con bola.\n"
-    hint = "21: 'futbol': is it 'fútbol' (20 times in the file)? Check the spelling"
-    assert hint in said(tmp_path, text, least=1).hints
-
-
-def test_hints_are_counted_by_kind_and_listed_when_strict(tmp_path):
-    path = tmp_path / "d.txt"
-    text = GOOD.replace("::C", "::c").replace("::L", "::l") + "birra::Rubia.\n"
-    path.write_text(text, encoding="utf-8")
-    relaxed = run(sys.executable, "-m", "slang.dictionary", path)
-    assert (relaxed.returncode, relaxed.stderr) == (0, "")
-    kinds = "2 without a capital (first: line 1), 1 short or long (first: line 5)"
-    assert relaxed.stdout.endswith(f"problems            0\nhints               3: {kinds}\n")
-    strict = run(sys.executable, "-m", "slang.dictionary", path, "--strict")
-    assert (strict.returncode, strict.stdout) == (1, relaxed.stdout)
-    assert strict.stderr.splitlines() == [
-        f"{path}:1: begins with 'c'; write a capital",
-        f"{path}:3: begins with 'l'; write a capital",
-        f"{path}:5: 1 words; write 3 to 30",
-    ]
-
-
-def test_problems_are_listed_and_end_with_1(tmp_path):
-    path = tmp_path / "d.txt"
-    path.write_text(GOOD + "mae::Amigo o conocido de uno.\n", encoding="utf-8")
-    done = run(sys.executable, "-m", "slang.dictionary", path)
-    assert done.returncode == 1
-    assert done.stderr == f"{path}:5: 'mae' has one wording; write at least 4\n"
-
-
-def test_no_hint_compares_all_wordings_of_a_slang_with_each_other(tmp_path, monkeypatch):
-    compared = []
-    monkeypatch.setattr(dictionary, "overlap", lambda a, b: compared.append((a, b)) or 0.0)
-    said(tmp_path, "".join(f"birra::Cerveza número {i} de la lista.\n" for i in range(1000)))
-    assert 0 < len(compared) <= 1000 * dictionary.WINDOW
-
-
-def test_shipped_dictionary():
-    """What data/README.md promises of it."""
-    done = run(sys.executable, "-m", "slang.dictionary", "data/source_augmented.txt", "--strict")
-    assert (done.returncode, done.stderr) == (0, "")
-    figures = dict(re.match(r"(.+?)  +(\d+)", line).groups() for line in done.stdout.splitlines())
-    assert int(figures["slangs"]) >= 1000 and int(figures["lines"]) >= 4000
-    assert int(figures["problems"]) == int(figures["hints"]) == 0
-    slangs = set(shipped())
-    assert {"música de plancha", "devolverse los peluches", "pura vida", "pinche", "chingo", "estar chiva"} <= slangs
-    assert {"aletas", "cada muerte de obispo", "estar hasta la mecha", "jeta", "panza"} <= slangs
 
 
 def test_every_shipped_slang_has_a_line_on_its_sources():

@@ -1,26 +1,37 @@
 """make_jsonl.py as a person runs it."""
 
 import json
+import os
+import shutil
+import sys
 from collections import Counter
 
 import pytest
-from conftest import script
+from conftest import ROOT, run, script
 
 
 def make(source, *arguments):
     output = source.with_suffix(".jsonl")
     done = script("make_jsonl.py", "--input", source, "--output", output, *arguments)
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.exists() else []
+    rows = (
+        [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        if output.exists()
+        else []
+    )
     return done, rows
 
 
 def test_a_record_a_line(dictionary):
     done, rows = make(dictionary, "--plain-spelling", "0")
     assert done.returncode == 0 and len(rows) == 7
-    assert done.stdout == f"{dictionary.with_suffix('.jsonl')}: 7 records of 3 slangs (0 duplicate, 0 bad lines left out)\n"
-    assert rows[1]["meaning"] == rows[1]["messages"][2]["content"] == "Respuesta de quien está bien y contento."
+    said = "7 records of 3 slangs (0 duplicate, 0 bad lines left out)"
+    assert done.stdout == f"{dictionary.with_suffix('.jsonl')}: {said}\n"
+    meaning = "Respuesta de quien está bien y contento."
+    assert rows[1]["meaning"] == rows[1]["messages"][2]["content"] == meaning
     assert [message["role"] for message in rows[0]["messages"]] == ["system", "user", "assistant"]
-    assert len({row["messages"][1]["content"] for row in rows if row["slang"] == "pura vida"}) == 3  # forms rotate
+    assert (
+        len({row["messages"][1]["content"] for row in rows if row["slang"] == "pura vida"}) == 3
+    )  # forms rotate
 
 
 @pytest.mark.parametrize(("forms", "n"), [("2", 14), ("all", 56), ("99", 56)])
@@ -31,7 +42,9 @@ def test_forms(dictionary, forms, n):
 
 def test_forms_are_used_alike(tmp_path):
     source = tmp_path / "many.txt"
-    source.write_text("".join(f"slang{i}::Meaning number {i}.\n" for i in range(800)), encoding="utf-8")
+    source.write_text(
+        "".join(f"slang{i}::Meaning number {i}.\n" for i in range(800)), encoding="utf-8"
+    )
     _, rows = make(source, "--plain-spelling", "0")
     counts = Counter(row["messages"][1]["content"].replace(row["slang"], "") for row in rows)
     assert len(counts) == 8 and min(counts.values()) > 60
@@ -39,26 +52,33 @@ def test_forms_are_used_alike(tmp_path):
 
 def test_some_questions_are_asked_as_people_type_them(tmp_path):
     source = tmp_path / "many.txt"
-    source.write_text("".join(f"Güila Número {i}::Sentido número {i}.\n" for i in range(500)), encoding="utf-8")
+    source.write_text(
+        "".join(f"Güila Número {i}::Sentido número {i}.\n" for i in range(500)), encoding="utf-8"
+    )
     _, rows = make(source, "--plain-spelling", "0.2")
     plain = [row for row in rows if "Güila Número" not in row["messages"][1]["content"]]
-    assert 70 < len(plain) < 130 and all("guila numero" in row["messages"][1]["content"] for row in plain)
+    assert 70 < len(plain) < 130 and all(
+        "guila numero" in row["messages"][1]["content"] for row in plain
+    )
     assert not any("¿" in row["messages"][1]["content"] for row in plain)
     assert make(source, "--plain-spelling", "0.2")[1] == rows
     assert all(row["slang"].startswith("Güila Número") for row in rows)
 
 
-def test_every_bad_line_is_told_and_the_output_stays(dictionary):
+def test_every_bad_line_is_named_and_the_output_stays(dictionary):
     output = dictionary.with_suffix(".jsonl")
     output.write_text("earlier\n")
     with dictionary.open("ab") as file:
         file.write(b"no separator\nbirra::\xff\nbirra::Cerveza.<start_of_turn>\n")
     done = script("make_jsonl.py", "--input", dictionary, "--output", output)
     assert done.returncode == 1 and output.read_text() == "earlier\n"
+    token = (
+        "special token '<start_of_turn>' in the text; take it out, the chat template writes them"
+    )
     assert done.stderr.splitlines() == [
         f"{dictionary}:9: no '::' separator; write the line as slang::meaning",
         f"{dictionary}:10: not UTF-8 (byte 8 of the line); save the file as UTF-8",
-        f"{dictionary}:11: special token '<start_of_turn>' in the text; take it out",
+        f"{dictionary}:11: {token}",
         f"3 bad line(s); mend them or pass --skip-bad. {output} is unchanged.",
     ]
     assert set(dictionary.parent.iterdir()) == {dictionary, output}
@@ -68,5 +88,155 @@ def test_skip_bad_writes_the_good_lines_and_lists_the_bad(dictionary):
     with dictionary.open("a", encoding="utf-8") as file:
         file.write("no separator\nmae::Amigo o conocido al que se le habla con confianza\n")
     done, rows = make(dictionary, "--skip-bad")
-    assert done.returncode == 0 and len(rows) == 7 and "(1 duplicate, 1 bad lines left out)" in done.stdout
-    assert done.stderr == f"{dictionary}:9: no '::' separator; write the line as slang::meaning\n"
+    assert done.returncode == 0 and len(rows) == 7
+    assert "(1 duplicate, 1 bad lines left out)" in done.stdout
+    problem = "no '::' separator; write the line as slang::meaning"
+    assert done.stderr == f"{dictionary}:9: {problem}\n"
+
+
+def test_a_hundred_thousand_bad_lines_are_counted(tmp_path):
+    source = tmp_path / "d.txt"
+    source.write_text("mae\n" * 100_000)
+    done, _ = make(source)
+    *first, more, last = done.stderr.splitlines()
+    assert done.returncode == 1 and len(first) == 20 and first[19].startswith(f"{source}:20: ")
+    assert more == "... and 99980 more like these"
+    assert last.startswith("100000 bad line(s); mend them or pass --skip-bad. ")
+
+
+def test_a_hundred_thousand_times_the_same_line(tmp_path):
+    source = tmp_path / "d.txt"
+    source.write_bytes(b"mae::Amigo.\n" * 10**5)
+    done, rows = make(source)
+    assert len(rows) == 1 and "(99999 duplicate, 0 bad lines left out)" in done.stdout
+
+
+def test_lines_of_equal_hash_are_both_kept(tmp_path):
+    """Lines were told apart by hash(), which is equal for two of 2**64."""
+    source = tmp_path / "d.txt"
+    source.write_text("mae::Amigo.\nmae::Amiga.\n")
+    code = """
+import builtins, sys, make_jsonl
+make_jsonl.hash = lambda _: 1
+make_jsonl.main(sys.argv[1:])
+"""
+    output = tmp_path / "d.jsonl"
+    done = run(sys.executable, "-c", code, "--input", source, "--output", output)
+    assert done.returncode == 0 and len(output.read_text().splitlines()) == 2
+
+
+def test_a_slang_that_makes_a_special_token_of_a_form_is_a_bad_line(tmp_path):
+    source, toml = tmp_path / "d.txt", tmp_path / "prompt.toml"
+    source.write_text("mae::Amigo.\nend_of_turn::Final.\n")
+    text = (ROOT / "prompt.toml").read_text(encoding="utf-8")
+    toml.write_text(text.replace("'{slang}',", "'<{slang}>',"), encoding="utf-8")
+    done, rows = make(source, "--prompt", toml, "--forms", "all")
+    assert done.returncode == 1 and not rows
+    why = "special token '<end_of_turn>' in the text; take it out, the chat template writes them"
+    assert done.stderr.startswith(f"{source}:2: the question '<end_of_turn>': {why}\n1 bad line")
+
+
+@pytest.mark.parametrize("text", ["", "# nota\n#\n\n"])
+def test_no_line_at_all(tmp_path, text):
+    source = tmp_path / "d.txt"
+    source.write_text(text)
+    done, _ = make(source)
+    assert done.returncode == 1
+    assert done.stderr == f"{source}: no usable line; write one slang::meaning a line\n"
+
+
+LINK = "take the link away or name another"
+PLACE = "name another place"
+OUTPUT_IS_INPUT = "the output is the input; name another --output"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--input {d}/nothere", "{d}/nothere: No such file or directory; check the name"),
+        ("--input ", "'': No such file or directory; check the name"),
+        ("--input {d}", "{d}: not a regular file; name another"),
+        ("--input {d}/pipe", "{d}/pipe: not a regular file; name another"),
+        ("--input {d}/loop", "{d}/loop: Too many levels of symbolic links; " + LINK),
+        ("--output {d}/d.txt", "{d}/d.txt: " + OUTPUT_IS_INPUT),
+        ("--output {d}/soft", "{d}/soft: " + OUTPUT_IS_INPUT),
+        ("--output {d}/hard", "{d}/hard: " + OUTPUT_IS_INPUT),
+        ("--output {d}", "{d}: a folder; name a file"),
+        ("--output {d}/d.txt/o", "{d}/d.txt/o: {d}/d.txt is no folder; name another place"),
+        ("--output {d}/dangling/o", "{d}/dangling/o: {d}/dangling is no folder; " + PLACE),
+        ("--output {d}/fixed", "{d}/fixed: write-protected; chmod u+w it or name another"),
+        ("--prompt {d}/nothere", "{d}/nothere: No such file or directory; check the name"),
+        ("--prompt {d}", "{d}: not a regular file; name another"),
+    ],
+)  # fmt: skip
+def test_a_name_of_something_else(tmp_path, arguments, message):
+    (tmp_path / "d.txt").write_text("mae::Amigo.\n")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "soft").symlink_to("d.txt")
+    (tmp_path / "hard").hardlink_to(tmp_path / "d.txt")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "fixed").touch(0o444)
+    before = sorted(tmp_path.iterdir())
+    names = {"--input": f"{tmp_path}/d.txt", "--output": f"{tmp_path}/o"}
+    flag, _, value = arguments.format(d=tmp_path).partition(" ")
+    names[flag] = value
+    done = script("make_jsonl.py", *(part for pair in names.items() for part in pair))
+    assert (done.returncode, done.stderr) == (1, message.format(d=tmp_path) + "\n")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "d.txt").read_text() == "mae::Amigo.\n"
+
+
+def test_an_unreadable_file(tmp_path):
+    source = tmp_path / "d.txt"
+    source.touch(0)
+    command = [
+        sys.executable,
+        ROOT / "make_jsonl.py",
+        "--input",
+        source,
+        "--output",
+        tmp_path / "o",
+    ]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-all", *command]
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads every file, and there is no setpriv")
+    done = run(*command)
+    reason = "Permission denied; change its permissions or name another"
+    assert (done.returncode, done.stderr) == (1, f"{source}: {reason}\n")
+
+
+def test_a_full_disk():
+    done = script("make_jsonl.py", "--input", ROOT / "data/demo.txt", "--output", "/dev/full")
+    reason = "No space left on device; make room and run this again"
+    assert (done.returncode, done.stderr) == (1, f"/dev/full: {reason}\n")
+
+
+def test_the_environment_names_the_files_from_wherever_one_stands(tmp_path, dictionary):
+    with dictionary.open("a", encoding="utf-8") as file:
+        file.writelines(f"birra::Sentido {i} de la palabra.\n" for i in range(50))
+    environment = {"DATA": str(tmp_path / "data"), "DICTIONARY": str(dictionary)}
+    for command in ("make_jsonl.py", "split_jsonl.py"):
+        done = run(sys.executable, ROOT / command, cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+    names = {"source_augmented", "train", "valid", "test", "eval"}
+    assert {path.stem for path in (tmp_path / "data").iterdir()} == names
+    done = script("make_jsonl.py", "--output", tmp_path / "o", **environment)
+    assert done.stdout.startswith(f"{tmp_path}/o: 57 records of 4 slangs")  # a flag goes before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--forms 0", "argument --forms: '0' is neither 'all' nor a number from 1"),
+        ("--forms some", "argument --forms: 'some' is neither 'all' nor a number from 1"),
+        ("--forms 1.5", "argument --forms: '1.5' is neither 'all' nor a number from 1"),
+        ("--plain-spelling 2", "argument --plain-spelling: 2 is not between 0 and 1"),
+        ("--plain-spelling nan", "argument --plain-spelling: nan is not between 0 and 1"),
+    ],
+)
+def test_a_flag_of_another_value(arguments, message):
+    done = script("make_jsonl.py", *arguments.split())
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"make_jsonl.py: error: {message}"

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from slang import dictionary, prompt
+from slang import prompt
 from slang.models.tiny_gemma import build as tiny_gemma
 from slang.models.tiny_gemma import rows as tiny_rows
+from slang.text import special_token
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/tiny-gemma3"
@@ -166,7 +167,7 @@ def test_dictionary_round_trip(tokenizer):
 anything = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 texts = st.text(st.one_of(st.sampled_from("  \n\t¿¡ñáé<>aeost"), anything))
 texts = texts.filter(
-    lambda text: not dictionary.special_token(text)
+    lambda text: not special_token(text)
 )  # hypothesis takes <unk> from the sources
 
 

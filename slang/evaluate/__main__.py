@@ -32,10 +32,11 @@ from pathlib import Path
 import numpy as np
 
 from slang import jsonl, prompt
-from slang.dictionary import key, told
-from slang.errors import UserError
+from slang.dictionary import key
+from slang.errors import UserError, told
 from slang.evaluate import measure, page, quiz, results, scoring, statistics
 from slang.evaluate.results import WHO
+from slang.files import replacing
 from slang.models import find as model_files
 
 
@@ -79,10 +80,10 @@ def main(argv: list[str] | None = None) -> int:
             print(page.compared(*statistics.compare(a, b), (a["label"], b["label"])))
             return 0
         return run(args)
-    except (UserError, prompt.PromptError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(told(error, args.results), file=sys.stderr)
+        print(told(error), file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped; nothing was written", file=sys.stderr)
         return 130
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         text = results.log_entry(text, heading, f"- {label}: `{line}`" + (f" ({remarks})" if remarks else ""))
     paths = [folder / f"{label}.json", folder / f"{label}.html", log]
     result = results.finite(result)
-    with jsonl.replacing(*paths) as opened:
+    with replacing(*paths) as opened:
         for file, content in zip(opened, (json.dumps(result, ensure_ascii=False, indent=1) + "\n", page.page(result), text),
                                  strict=True):  # fmt: skip
             file.write(content.encode())

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from slang import jsonl
 from slang.errors import UserError
 from slang.evaluate.quiz import QUIZZES
 from slang.evaluate.results import WHO, find, read
+from slang.files import replacing
 
 LONGEST = 160  # characters of an answer on a terminal
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for path in [find(name, Path(args.results)) for name in args.runs]:
             target = path.with_suffix(".html")
-            with jsonl.replacing(target) as (file,):
+            with replacing(target) as (file,):
                 file.write(page(read(path)).encode())
             print(target)
     except UserError as error:

@@ -1,0 +1,126 @@
+"""slang/errors.py: how a program ends, whatever happens in it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+from slang.errors import MOST_LISTED, first_line, listed, told
+
+START = "from slang.errors import program; program('room')"
+
+
+def ended(folder: Path, code: str, **options) -> subprocess.CompletedProcess:
+    """A program whose module `room` holds this code."""
+    (folder / "room.py").write_text("import os, signal, sys\n" + code, encoding="utf-8")
+    options.setdefault("stdout", subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-c", START], env=environment, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        ("__import__('slang.errors').errors.UserError('x: no; do y')", "x: no; do y"),
+        ("FileNotFoundError(2, 'No such file', 'x')", "x: No such file; check the name"),
+        ("FileNotFoundError(2, 'No such file', '')", "'': No such file; check the name"),
+        ("OSError('We couldn\\'t connect\\nto the hub')", "We couldn't connect"),
+        ("OSError()", "OSError"),
+        ("KeyError('x')", "unexpected KeyError: 'x'; TRACEBACK=1 before the command shows where"),
+        (
+            "ValueError()",
+            "unexpected ValueError: ValueError; TRACEBACK=1 before the command shows where",
+        ),
+    ],
+)
+def test_an_error_is_one_line(tmp_path, raised, line):
+    done = ended(tmp_path, f"def main(): raise {raised}")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
+
+
+def test_an_error_of_an_import_is_one_line(tmp_path):
+    done = ended(tmp_path, "import nothing_of_this_name")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("unexpected ModuleNotFoundError: No module named 'nothing_of")
+
+
+def test_the_traceback_is_shown_when_asked_for(tmp_path):
+    done = ended(tmp_path, "def main(): raise KeyError('x')", env={"TRACEBACK": "1"})
+    assert done.returncode == 1 and done.stderr.startswith("Traceback")
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_the_exit_code_is_that_of_main_or_of_argparse(tmp_path, code):
+    assert ended(tmp_path, f"def main(): return {code}").returncode == code
+    assert ended(tmp_path, f"def main(): raise SystemExit({code})").returncode == code
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "line"),
+    [
+        ("SIGINT", 130, "Stopped"),
+        ("SIGTERM", 143, "Stopped by SIGTERM"),
+        ("SIGHUP", 129, "Stopped by SIGHUP"),
+    ],
+)
+@pytest.mark.parametrize("where", ["main", "import"])
+def test_a_signal_ends_it_in_words(tmp_path, name, code, line, where):
+    kill = f"os.kill(os.getpid(), signal.{name})"
+    if name == "SIGINT":  # a job in the background has it ignored
+        kill = f"signal.signal(signal.SIGINT, signal.default_int_handler); {kill}"
+    done = ended(tmp_path, kill if where == "import" else f"def main(): {kill}")
+    assert (done.returncode, done.stderr) == (code, line + "\n")
+
+
+def test_what_was_saved_is_said_and_the_code_is_still_that_of_the_signal(tmp_path):
+    code = """
+from slang.errors import Stopped
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise Stopped("Stopped, and saved in x")
+"""
+    done = ended(tmp_path, code)
+    assert (done.returncode, done.stderr) == (143, "Stopped, and saved in x\n")
+
+
+def test_nohup_is_respected(tmp_path):
+    code = "def main(): os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+    done = ended(tmp_path, code, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    for code in ("def main(): print('x' * 10**6)", "def main(): print('x'); raise SystemExit(0)"):
+        done = ended(tmp_path, code, stdout=writing)
+        assert (done.returncode, done.stderr) == (1, "")
+    os.close(writing)
+
+
+def test_any_module_is_run_with_the_same_end():
+    done = run(sys.executable, "-m", "slang.errors", "slang.lint", "slang")
+    assert (done.returncode, done.stderr) == (1, "slang: not a regular file; name another\n")
+    assert run(sys.executable, "-m", "slang.errors").returncode == 1
+
+
+def test_many_problems_are_counted():
+    assert listed(["a", "b"]) == "a\nb"
+    lines = listed(range(100_000)).splitlines()
+    assert lines[-1] == f"... and {100_000 - MOST_LISTED} more like these"
+    assert len(lines) == MOST_LISTED + 1
+
+
+def test_the_remedy_stands_behind_the_reason():
+    error = IsADirectoryError(21, "Is a directory", "data")
+    assert told(error) == "data: Is a directory; name a file"
+    assert told(OSError(5, "Input/output error")) == "Input/output error"
+    assert first_line(ValueError("a" * 300)) == "a" * 200 + "…"
