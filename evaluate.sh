@@ -13,7 +13,7 @@
 # table and a line under each heading.
 
 # shellcheck source=config.sh
-. "$(dirname "$0")/config.sh"
+. "$(dirname "$(readlink -f "$0")")/config.sh"
 
 ask=( # asked of both models, for you to read
   "musica de plancha"

@@ -14,7 +14,7 @@
 # is not lost: fuse.sh names it and does nothing.
 
 # shellcheck source=config.sh
-. "$(dirname "$0")/config.sh"
+. "$(dirname "$(readlink -f "$0")")/config.sh"
 
 for argument in "$@"; do
   case "$argument" in

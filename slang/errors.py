@@ -82,6 +82,8 @@ def program(module: str, function: str = "main") -> None:
         received.append(number)
         raise Stopped(f"Stopped by {signal.Signals(number).name}")
 
+    # The wrappers let Python start with Ctrl-C ignored: its own start would end in a traceback.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from slang import prompt
+from slang import dictionary, prompt
 from slang.models.tiny_gemma import build as tiny_gemma
 from slang.models.tiny_gemma import rows as tiny_rows
 from slang.text import special_token
@@ -209,14 +209,14 @@ def test_no_slang_gets_its_own_meaning_in_training(tokenizer):
     # Of so few, the right pair would come up by chance all the time.
     # One word each, so that none stands in another.
     few = [entry for entry in ENTRIES if re.fullmatch(r"\w{5,}", entry.slang)][:12]
-    own = {(dictionary.key(entry.slang), dictionary.key(entry.meaning)) for entry in few}
+    own = {(dictionary.normalized(entry.slang), dictionary.key(entry.meaning)) for entry in few}
     source = tiny_rows.rows(few, PROMPT, tokenizer, np.random.default_rng(0))
     seen = set()
     for tokens, start in (next(source) for _ in range(400)):
-        asked = dictionary.key(
+        asked = dictionary.normalized(
             tokenizer.decode(tokens[:start]).rpartition("<start_of_turn>user")[2]
         ).split()
-        answer = dictionary.key(tokenizer.decode(tokens[start:]).partition("<end_of_turn>")[0])
+        answer = dictionary.normalized(tokenizer.decode(tokens[start:]).partition("<end_of_turn>")[0])
         seen |= {(slang, answer) for slang, _ in own if slang in asked}
     assert seen and not seen & own
 

@@ -1,0 +1,168 @@
+"""Ask a model about slang: one question, the lines of a file, or a conversation.
+
+Reads the prompt.toml that the adapter was trained with, or the one in the folder of a fused model.
+A bare slang is asked in the first question form. A text with a question mark or a quotation in it
+is asked as it stands. Answers go to stdout, everything else to stderr.
+
+Run as: python -m slang.chat --model models/tiny-gemma3 --adapter-path adapters/demo "pura vida"
+        Todo bien, excelente.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from slang import prompt
+from slang.chat.models import ExportedModel, LoadedModel, Model
+from slang.errors import UserError
+from slang.prompt import Messages
+from slang.text import unusable
+
+HELP = "A question or a slang; r starts anew, q or Ctrl-D leaves."
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def number(least: float, most: float = math.inf, whole: bool = False) -> Callable[[str], float]:
+    """A reader of numbers from `least` to `most` for argparse. NaN and infinity are none."""
+    kind = "whole number" if whole else "number"
+    bounds = f"from {least} to {most}" if most < math.inf else f"from {least}"
+
+    def read(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text!r}: give a {kind} {bounds}")
+        return value
+
+    return read
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags, and the question or None. Behind `--` a question may begin with a dash.
+
+    A mistake ends the program with one line and exit code 2.
+    """
+    p = Parser(prog="chat.sh", allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
+    p.add_argument("--model", help="a folder, a .gguf file, gemma-3-270m or a name on Hugging Face")
+    p.add_argument("--adapter-path", default="", help="an adapter's folder; empty for none")
+    p.add_argument("--baseline", action="store_true", help="leave the adapter out, keep its prompt")
+    p.add_argument("--gguf", metavar="FILE", help="an exported file, asked in llama.cpp")
+    p.add_argument("--relative-to", default=".", metavar="FOLDER", help="where FILE starts")
+    p.add_argument("--cache", type=Path, default=Path(".cache"), help="folders made of .gguf files")
+    p.add_argument("--max-tokens", type=number(1, 1_000_000, True), default=100)
+    p.add_argument("--temp", type=number(0, 10), default=0.0, help="0 takes the likeliest token")
+    p.add_argument("--top-p", type=number(0, 1), default=1.0)
+    p.add_argument("--min-p", type=number(0, 1), default=0.0)
+    p.add_argument("--top-k", type=number(0, 1_000_000, True), default=0)
+    p.add_argument("--seed", type=number(0, 2**32 - 1, True), help="for the same answer again")
+
+    end = argv.index("--") if "--" in argv else len(argv)
+    args, questions = p.parse_known_args(argv[:end])
+    for word in questions:
+        if word.startswith("-") and not any(map(str.isspace, word)):
+            p.error(f"unknown flag {word}; see ./chat.sh --help, or put a question behind --")
+    questions += argv[end + 1 :]
+    if len(questions) > 1:
+        p.error("one question at a time; put it in quotes")
+    args.question = questions[0] if questions else None
+    if questions and not args.question.strip():
+        p.error("the question is empty; leave it out for a conversation")
+    if args.model is None and args.gguf is None:
+        p.error("name a --model")
+    return args
+
+
+def checked(text: str, place: str) -> str:
+    """The text. Raises UserError where a part of it must not reach the chat template."""
+    reason = unusable(text, breaks=True)
+    if reason:
+        raise UserError(f"{place}: {reason}")
+    return text
+
+
+def ask(model: Model, text: str) -> str:
+    """The whole answer to a question or a slang that begins a chat."""
+    question = prompt.question(model.prompt, text)
+    return "".join(model.answer([*model.start, {"role": "user", "content": question}])).strip()
+
+
+def ask_each(model: Model, lines: Iterator[str]) -> None:
+    """Ask each line for itself, and print its answer. Empty lines are passed over."""
+    for n, line in enumerate(lines, 1):
+        text = line.strip()
+        if text:
+            print(ask(model, checked(text, f"stdin:{n}")), flush=True)
+
+
+def say(model: Model, messages: Messages, text: str) -> Messages:
+    """Print the answer to `text` as it comes. Returns the messages with those two behind them."""
+    question = prompt.question(model.prompt, checked(text, "the question"))
+    if question != text:
+        print(f"  {question}", file=sys.stderr)
+    asked = [*messages, {"role": "user", "content": question}]
+    answer = ""
+    for piece in model.answer(asked):
+        print(piece, end="", flush=True)
+        answer += piece
+    print(flush=True)
+    return [*asked, {"role": "assistant", "content": answer}]
+
+
+def converse(model: Model, typed: Iterator[str]) -> None:
+    """Answer what is typed, with all that was said before, until q or the end."""
+    print(HELP, file=sys.stderr)
+    messages = list(model.start)
+    for line in typed:
+        text = line.strip()
+        if text == "q":
+            return
+        if text == "r":
+            messages = list(model.start)
+        elif text == "h":
+            print(HELP, file=sys.stderr)
+        elif text:
+            try:
+                messages = say(model, messages, text)
+            except UserError as error:
+                print(error, file=sys.stderr)
+
+
+def typed_lines() -> Iterator[str]:
+    """What is typed at a terminal, a line at a time, until Ctrl-D. The arrow keys edit it."""
+    import readline  # noqa: F401  input() uses it
+
+    while True:
+        try:
+            if sys.stdout.isatty():
+                yield input("> ")
+            else:  # where input() would write its prompt among the answers
+                print("> ", end="", file=sys.stderr, flush=True)
+                yield input()
+        except EOFError:
+            print(file=sys.stderr)
+            return
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.question is not None:
+        checked(args.question, "the question")
+    model = ExportedModel(args) if args.gguf else LoadedModel(args)
+    if args.question is not None:
+        print(ask(model, args.question))
+    elif sys.stdin is not None and sys.stdin.isatty():
+        converse(model, typed_lines())
+    else:
+        ask_each(model, sys.stdin or iter(()))
+    return 0
