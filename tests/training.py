@@ -87,22 +87,29 @@ def assert_same(ours, theirs) -> None:
         assert mx.abs(a - b).max().item() <= 1e-4 * mx.abs(b).max().item(), name
 
 
-def make_data(folder: Path) -> Path:
-    """22 rows to train, 5 to validate and 3 to test: no number is a multiple of the batch size."""
+def make_data(folder: Path, *system: str) -> Path:
+    """22 rows to train, 5 to validate and 3 to test: no number is a multiple of the batch size.
+
+    `system` is the system prompt, if there is to be one.
+    """
     number = 0
     for name, count in (("train", 22), ("valid", 5), ("test", 3)):
         lines = []
         for _ in range(count):
             question = f"Sos de Costa Rica. ¿Qué significa {'muy ' * (number % 4)}tuanis {number}?"
-            lines.append(chat(question, "Que es bueno o agradable. " * (1 + number % 3)))
+            answer = "Que es bueno o agradable. " * (1 + number % 3)
+            lines.append(chat(*system, question, answer))
             number += 1
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
-def chat(question: str, answer: str) -> str:
-    user = {"role": "user", "content": question}
-    return json.dumps({"messages": [user, {"role": "assistant", "content": answer}]}) + "\n"
+def chat(*contents: str) -> str:
+    """A line of JSONL: question and answer, or a system prompt before them."""
+    roles = ("system", "user", "assistant")[-len(contents) :]
+    pairs = zip(roles, contents, strict=True)
+    messages = [{"role": role, "content": content} for role, content in pairs]
+    return json.dumps({"messages": messages}) + "\n"
 
 
 def flags(data: Path, adapter: Path, **more) -> list[str]:

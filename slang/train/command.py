@@ -24,12 +24,11 @@ from mlx_lm.cli_ui import make_console, print_lora_run_header, rprint
 from mlx_lm.tuner.callbacks import get_reporting_callbacks
 from mlx_lm.tuner.datasets import ChatDataset
 from mlx_lm.tuner.trainer import grad_checkpoint
-from mlx_lm.tuner.utils import load_adapters, print_trainable_parameters
-from mlx_lm.utils import load
+from mlx_lm.tuner.utils import print_trainable_parameters
 
 from slang import files, jsonl, numpy_gemma, prompt
-from slang.dictionary import Problem
 from slang.errors import UserError
+from slang.models.load import load
 from slang.train import mlx_lm_engine
 from slang.train.batches import Rows, common_prefix, steps_per_epoch
 from slang.train.checkpoint import ADAPTER, MAY_CHANGE, Run
@@ -64,15 +63,13 @@ def run(settings: Settings) -> None:
     chats = {name: chats_of(settings, f"{name}.jsonl") for name in ("train", "valid", "test")}
     everyday = everyday_chats(settings)
     rprint("Loading pretrained model")
-    options = {"trust_remote_code": settings.trust_remote_code}
-    model, tokenizer = load(settings.model, tokenizer_config=options, **options)
+    to_test_only = not settings.train and settings.adapter_path
+    model, tokenizer = load(settings.model, settings.adapter_path if to_test_only else None)
     rprint("Loading datasets")
     pairs = {name: tokenised(settings, some, tokenizer) for name, some in chats.items()}
     if settings.train:
         everyday_pairs = tokenised(settings, everyday, tokenizer)
         train_model(settings, model, pairs["train"], pairs["valid"], everyday_pairs)
-    elif settings.adapter_path:
-        load_adapters(model, settings.adapter_path)
     if mx.default_device() == mx.cpu:
         numpy_gemma.to_float32(model)
     if settings.test:
@@ -92,20 +89,7 @@ def chats_of(settings: Settings, name: str) -> list[dict]:
     needed = settings.test if name == "test.jsonl" else settings.train
     if not needed or (name == "valid.jsonl" and not path.exists()):
         return []
-    chats = read(path)
-    if not chats and name != "valid.jsonl":
-        raise UserError(f"{path}: no record in it; run make_jsonl.py and split_jsonl.py first")
-    return chats
-
-
-def read(path: str | Path) -> list[dict]:
-    """The records of a JSONL file. Raises UserError naming the first line that can't be used."""
-    chats = []
-    for record in jsonl.records(path):
-        if isinstance(record, Problem):
-            raise UserError(str(record))
-        chats.append(record[3])
-    return chats
+    return jsonl.read(path)
 
 
 def everyday_chats(settings: Settings) -> list[dict]:
@@ -117,7 +101,7 @@ def everyday_chats(settings: Settings) -> list[dict]:
     if settings.prompt:
         system = [{"role": "system", "content": prompt.load(settings.prompt).system}]
     chats = []
-    for chat in read(settings.everyday):
+    for chat in jsonl.read(settings.everyday):
         messages = [message for message in chat["messages"] if message["role"] != "system"]
         chats.append({"messages": system + messages})
     return chats

@@ -177,16 +177,14 @@ def has_ended(run: Run) -> bool:
 
 
 def farewell(run: Run, signal_name: str) -> str:
-    """What is said when a run was stopped; slang.errors.program reads the signal from its end."""
+    """What is said when a run was stopped."""
+    by = "Stopped" if signal_name in ("", "SIGINT") else f"Stopped by {signal_name}"
     if run.iteration == 0:
-        said = "before the first step; nothing was changed"
-    else:
-        said = f"and saved in {run.folder}; the same command with --resume goes on from there"
-        if not run.replaced:
-            said += f", and {run.folder / 'adapters.safetensors'} is still the earlier one"
-    if signal_name in ("", "SIGINT"):
-        return f"Stopped{' ' if run.iteration == 0 else ', '}{said}"
-    return f"Stopped, {said}. Stopped by {signal_name}"
+        return f"{by} before the first step; nothing was changed"
+    said = f"{by}, and saved in {run.folder}; the same command with --resume goes on from there"
+    if not run.replaced:
+        said += f", and {run.folder / 'adapters.safetensors'} is still the earlier one"
+    return said
 
 
 def validate(

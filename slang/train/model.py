@@ -78,10 +78,9 @@ def add_lora_layers(settings: Settings, model: nn.Module) -> None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Begin with the weights of another adapter. Raises UserError unless it has the same arrays."""
     rprint(f"Loading fine-tuned weights from {path}")
-    entries, _ = model_files.header(path, "name an adapters.safetensors")
-    there = {name: entry["shape"] for name, entry in entries.items()}
+    there = formats.shapes(path, "name an adapters.safetensors")
     wanted = {name: a.shape for name, a in tree_flatten(model.trainable_parameters())}
-    if there != wanted:
+    if {name: tuple(shape) for name, shape in there.items()} != wanted:
         remedy = "give those that it was trained with"
         raise UserError(f"{path}: not an adapter of this model and these settings; {remedy}")
     model.load_weights(str(path), strict=False)

@@ -250,6 +250,8 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
     for service in (settings.report_to or "").split(","):
         if service and not importlib.util.find_spec(service):
             refuse("report_to", f" {service}: not installed; pip install {service}")
+    if settings.trust_remote_code and settings.engine == "slang":
+        refuse("trust_remote_code", ": code of a model's own is never run; take another model")
     if settings.lora_parameters is None and settings.fine_tune_type != "full":
         refuse("lora_parameters", f": give {allowed('lora_parameters')}")
     return settings

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import mlx.core as mx
 
@@ -31,6 +32,10 @@ class Interrupt:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for number_of_file in self.terminal:
                 os.dup2(nowhere, number_of_file)
+        before = self.before[number]
+        if callable(before):
+            with suppress(KeyboardInterrupt):  # slang.errors.program's, which notes the exit code
+                before(number, None)
         if self.received:
             raise KeyboardInterrupt("Stopped; --resume goes on from the last save")
         self.received = number
