@@ -196,7 +196,7 @@ def test_a_finished_adapter_survives_a_run_that_is_stopped_at_once(data, whole, 
 
 def test_an_unfinished_state_is_set_aside_and_not_overwritten(data, tmp_path, capsys):
     adapter = tmp_path / "a"
-    stopped(data, adapter, 2, steps_per_eval=100)
+    stopped(data, adapter, 3, steps_per_eval=100)  # after two batches of validation
     state = contents(adapter)["resume.safetensors"]
     capsys.readouterr()
     trained(data, adapter, iters=1)

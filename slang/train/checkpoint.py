@@ -48,16 +48,22 @@ def naming(folder: Path) -> Iterator[None]:
         raise
 
 
-def everywhere(content: bytes) -> bytes:
+def everywhere(content: bytes | None) -> bytes | None:
     """What the first machine has, on all machines of the run."""
     world = mx.distributed.init()
     if world.size() == 1:
         return content
-    first = world.rank() == 0
-    length = mx.distributed.all_sum(mx.array(len(content) if first else 0), stream=mx.cpu).item()
-    data = np.frombuffer(content, np.uint8) if first else np.zeros(length, np.uint8)
-    summed = mx.distributed.all_sum(mx.array(data), stream=mx.cpu) if length else mx.array([])
-    return bytes(memoryview(summed)) if length else b""
+    if world.rank() > 0:
+        content = None
+    size = 0 if content is None else 1 + len(content)
+    size = mx.distributed.all_sum(mx.array(size), stream=mx.cpu).item()
+    if size == 0:
+        return None
+    data = np.zeros(size, np.uint8)
+    if content is not None:
+        data[1:] = np.frombuffer(content, np.uint8)
+    summed = mx.distributed.all_sum(mx.array(data), stream=mx.cpu)
+    return bytes(memoryview(summed))[1:]
 
 
 def read_state(path: Path, content: bytes) -> tuple[dict[str, mx.array], dict]:
@@ -235,8 +241,8 @@ class Run:
         """
         path = self.folder / STATE
         first = mx.distributed.init().rank() == 0
-        content = everywhere(path.read_bytes() if first and path.is_file() else b"")
-        if not content:
+        content = everywhere(path.read_bytes() if first and path.is_file() else None)
+        if content is None:
             rprint(f"{path}: not there, so this run begins at the beginning")
             return False
         arrays, about = read_state(path, content)
