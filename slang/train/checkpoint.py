@@ -8,8 +8,6 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -36,16 +34,6 @@ STATE = "resume.safetensors"
 ADAPTER = "adapters.safetensors"
 BEST = "adapters_best.safetensors"
 LAST = "adapters_last.safetensors"
-
-
-@contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Say in which folder a file can't be written, where the system's error does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(folder)
-        raise
 
 
 def everywhere(content: bytes | None) -> bytes | None:
@@ -191,7 +179,7 @@ class Run:
             "log": self.log,
         }
         about = {name: json.dumps(value) for name, value in about.items()}
-        with naming(self.folder), files.replacing(self.folder / STATE) as (file,):
+        with files.replacing(self.folder / STATE) as (file,):
             mx.save_safetensors(file, arrays, about)
         self.saved = True
         if self.replaced:
@@ -217,7 +205,7 @@ class Run:
         if self.settings.prompt:
             contents["prompt.toml"] = Path(self.settings.prompt).read_bytes()
         paths = [self.folder / name for name in (*adapters, *contents)]
-        with naming(self.folder), files.replacing(*paths) as opened:
+        with files.replacing(*paths) as opened:
             for file, weights in zip(opened, adapters.values(), strict=False):
                 # In one order, from which a file's bytes follow; mx.load gives another.
                 in_order = {name: weights[name].astype(d) for name, d in self.dtypes.items()}
