@@ -4,26 +4,26 @@
 #   ./train.sh                                   the model and paths of config.sh
 #   ./train.sh --resume                          go on where Ctrl-C, a power cut or kill ended it
 #   ./train.sh --iters 100 --learning-rate 5e-5  any flag of mlx_lm.lora, over the flags below
-#   ./train.sh -c lora.yaml                      the same in a file: over those below, under those typed
-#   ./train.sh --early-stop 0.5                  until the training loss is below; --keep best, --stock-loss
+#   ./train.sh -c lora.yaml                      the same in a file; what is typed wins over it
+#   ./train.sh --early-stop 0.5                  until the training loss is below; also --keep best
 #   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./train.sh
 #   ENGINE=mlx_lm ./train.sh                     with mlx_lm.lora itself, to compare
 #   HOSTFILE=hosts.json ./train.sh               on several machines, see mlx.launch --help
 #
-# Writes into $ADAPTER_PATH what mlx_lm.lora writes: adapters.safetensors (the last one), and a checkpoint every
-# --save-every steps; beside them adapters_best.safetensors (by validation loss), prompt.toml, log.jsonl, loss.svg,
-# and resume.safetensors for --resume.
+# Writes into $ADAPTER_PATH what mlx_lm.lora writes: adapters.safetensors (the last one), and a
+# checkpoint every --save-every steps; beside them adapters_best.safetensors (by validation loss),
+# prompt.toml, log.jsonl, loss.svg, and resume.safetensors for --resume.
 
 # shellcheck source=config.sh
 . "$(dirname "$(readlink -f "$0")")/config.sh"
 
 ENGINE="${ENGINE:-slang}" # slang, or mlx_lm
-HOSTFILE="${HOSTFILE:-}"  # machines to train on together; this folder and MODEL are there under the same path
+HOSTFILE="${HOSTFILE:-}"  # machines to train on together; MODEL has the same path on all
 
 flags=(
   --batch-size 16       # rows per step; 4, 2 or 1 on a Mac with 8 GB
   --learning-rate 2e-4  # mlx_lm's 1e-5 is too timid for new facts; 3e-4 tore Gemma 3 270M apart
-  --num-layers -1       # layers that get an adapter, from the last; -1 is all (26 in the 1B model), 16 is cheaper
+  --num-layers -1       # layers with an adapter, from the last; -1 is all (26 in the 1B model)
   --mask-prompt         # learn the answer, not the question
   --steps-per-report 10 # print the training loss this often
   --steps-per-eval 40   # and the loss on valid.jsonl this often
@@ -38,7 +38,7 @@ case "$ENGINE" in
     flags+=(
       --epochs 5                     # passes over the rows; --iters counts steps in their place
       --decay                        # the learning rate rises at the start and falls until the end
-      --bias-correction              # Adam as it was published; without it the first steps are too large
+      --bias-correction              # Adam as published; without it the first steps are too large
       --everyday data/everyday.jsonl # everyday Spanish, trained so that it stays; "" leaves it out
     )
     ;;
@@ -63,7 +63,8 @@ need_model
 command=(python -m slang.train --train --engine "$ENGINE")
 if [ -n "$HOSTFILE" ]; then
   need_file "$HOSTFILE" "mlx.distributed_config writes one"
-  command=(python -m slang.errors mlx._distributed_utils.launch --hostfile "$HOSTFILE" "${command[@]}")
+  launch=(python -m slang.errors mlx._distributed_utils.launch --hostfile "$HOSTFILE")
+  command=("${launch[@]}" "${command[@]}")
 fi
-run_last "${command[@]}" --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" --prompt prompt.toml \
-  "${flags[@]}" --typed "$@"
+run_last "${command[@]}" --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" \
+  --prompt prompt.toml "${flags[@]}" --typed "$@"

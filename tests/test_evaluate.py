@@ -40,7 +40,7 @@ class NoBar:
 
 @pytest.fixture(scope="module", params=["mlx", "numpy"])
 def tiny(request):
-    """The tiny model without an adapter, in the place of scoring.Model, computed by MLX and by slang/cpu.py."""
+    """The tiny model without an adapter, in the place of scoring.Model, computed by MLX and by slang/numpy_gemma."""
     model = object.__new__(scoring.Model)
     model.net, model.tokenizer = load(str(ROOT / TINY))
     model.net.set_dtype(mx.float32)

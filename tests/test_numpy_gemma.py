@@ -1,4 +1,4 @@
-"""slang/numpy_gemma against MLX, part by part, and rows that go on. Gradients: test_train_loss.py."""
+"""slang/numpy_gemma against MLX, part by part, and rows that go on. Gradients: test_train_loss."""
 
 import mlx.core as mx
 import mlx.nn as nn

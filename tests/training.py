@@ -96,7 +96,8 @@ def make_data(folder: Path, *system: str) -> Path:
     for name, count in (("train", 22), ("valid", 5), ("test", 3)):
         lines = []
         for _ in range(count):
-            question = f"Sos de Costa Rica. ¿Qué significa {'muy ' * (number % 4)}tuanis {number}?"
+            slang = f"{'muy ' * (number % 4)}tuanis {number}"
+            question = f"Sos de Costa Rica. ¿Qué significa {slang}?"
             answer = "Que es bueno o agradable. " * (1 + number % 3)
             lines.append(chat(*system, question, answer))
             number += 1
