@@ -15,7 +15,7 @@ Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapte
 
 (Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s;
 the ratio is of these. The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one
-float32 on a CPU, see slang/cpu.py.)
+float32 on a CPU, see slang/numpy_gemma.)
 """
 
 import argparse

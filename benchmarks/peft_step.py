@@ -23,7 +23,9 @@ def main(model_folder: str, rows_file: str, steps: int, threads: int) -> None:
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    adapter = LoraConfig(r=8, lora_alpha=160, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=8, lora_alpha=160, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(model, adapter)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -44,8 +46,14 @@ def main(model_folder: str, rows_file: str, steps: int, threads: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(clock() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    print(json.dumps({"seconds": seconds[1:], "peak": peak}))  # the first step builds what is built once
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e9
+    )
+    print(
+        json.dumps({"seconds": seconds[1:], "peak": peak})
+    )  # the first step builds what is built once
 
 
 if __name__ == "__main__":

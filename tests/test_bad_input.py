@@ -176,49 +176,6 @@ def test_case(case: Case, tmp_path: Path, record_property) -> None:
     record_property("wrong inputs", 1)
 
 
-# ------------------------------------------------------------------------------------------ what one run of mlx_lm is for
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        *((f"--{name} 0", f"--{name} 0: give a whole number from 1") for name in (
-            "batch-size", "iters", "grad-accumulation-steps", "max-seq-length", "save-every", "steps-per-eval",
-            "steps-per-report")),
-        *((f"--{name} 0", f"--{name} 0: give a whole number from 1, or -1 for all")
-          for name in ("num-layers", "val-batches", "test-batches")),
-        ("--num-layers -2", "--num-layers -2: give a whole number from 1, or -1 for all"),
-        ("--early-stop -1", "--early-stop -1: give a whole number from 0"),
-        ("--seed -1", "--seed -1: give a whole number from 0"),
-        ("--iters 1e3", "argument --iters: invalid int value: '1e3'"),
-        ("--learning-rate nan", "--learning-rate nan: give a number above 0, such as 1e-4"),
-        ("--learning-rate=-1e-4", "--learning-rate -0.0001: give a number above 0, such as 1e-4"),
-        ("-c {d}/rank.yaml", "lora_parameters {'rank': 0, 'scale': 1, 'dropout': 0}: "
-         "give rank (from 1), scale and dropout (from 0, below 1)"),
-        ("-c {d}/no.yaml", "{d}/no.yaml: No such file or directory; check the name"),
-        ("-c {d}/cut.yaml", "{d}/cut.yaml:2: not valid YAML; mend the line"),
-        ("-c {d}/list.yaml", "{d}/list.yaml: no settings in it; write one a line, such as iters: 100"),
-    ],
-)  # fmt: skip
-def test_training_flag(flags: str, message: str, tmp_path: Path, capsys, record_property) -> None:
-    """In this process: mlx_lm takes two seconds to import."""
-    from slang import lora
-
-    (tmp_path / "rank.yaml").write_text("lora_parameters: {rank: 0, scale: 1, dropout: 0}\n")
-    (tmp_path / "cut.yaml").write_text("iters: 10\n\tbatch_size: 8\n")
-    (tmp_path / "list.yaml").write_text("- iters\n")
-    before = contents(tmp_path)
-    try:
-        code = lora.main(["--train", "--model", TINY, "--adapter-path", f"{tmp_path}/a", *flags.format(d=tmp_path).split()])
-    except SystemExit as stopped:
-        code = stopped.code
-    in_file = message.startswith("{d}")
-    assert code == (1 if in_file else 2) and contents(tmp_path) == before
-    told = ("" if in_file else "python -m slang.lora: error: ") + message.replace("{d}", str(tmp_path))
-    assert capsys.readouterr().err.splitlines()[-1] == told
-    record_property("wrong inputs", 1)
-
-
 # What a dictionary, a prompt and a question may hold without a shell, a template or a Modelfile ever taking it for its own.
 ODD = ["mae $(touch x)", "`touch x`", 'it\'s "q"', "a\\b\\n", "{slang}", "pura vida"]
 ODD_SYSTEM = """- Sos "de" Costa Rica: it's \\n $(touch x) `touch x` {{ x }} \\
@@ -304,7 +261,7 @@ def test_training_that_cannot_go_on_or_be_saved(trained: dict[str, str], tmp_pat
     (tmp_path / "out.jsonl").write_text("earlier\n")
     on_a_disk = ["unshare", "-rm", "sh", "-c", DISK.replace("64k", "1m"), "sh", tmp_path / "disk", "rw"]
     done = run(*on_a_disk, f"{trained['ROOT']}/train.sh", **{**trained, "ADAPTER_PATH": f"{tmp_path}/disk/a"})
-    told = f"{tmp_path}/disk/a: No space left on device; make room and run this again"
+    told = f"{tmp_path}/disk/a/resume.safetensors: No space left on device; make room and run this again"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, told)
     assert not re.search(r"(?m)^\./.*safetensors", done.stdout)
 

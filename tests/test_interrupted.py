@@ -33,7 +33,7 @@ def command(name: str, folder: Path, which: int) -> list[str]:
         "make": f"make_jsonl.py --input data/demo.txt --output {folder}/all.jsonl "
         f"--forms {4 + which}",
         "split": f"split_jsonl.py --input {folder}/all.jsonl --seed {which} {' '.join(files)}",
-        "train": f"-m slang.lora --train --model {TINY} --adapter-path {adapter} --data {folder} "
+        "train": f"-m slang.train --train --model {TINY} --adapter-path {adapter} --data {folder} "
         f"--num-layers 1 --iters {8 + which} --batch-size 2 --save-every 1 --val-batches 1 "
         f"--seed {which} --mask-prompt",
         "evaluate": f"-m slang.evaluate --model {TINY} --adapter-path {adapter} --data {folder} "

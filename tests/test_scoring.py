@@ -20,7 +20,7 @@ from slang.evaluate.batch import Batch
 
 @pytest.fixture(scope="module", params=["mlx", "numpy"])
 def tiny(request):
-    """The tiny model without an adapter, computed by MLX and by slang/cpu.py."""
+    """The tiny model without an adapter, computed by MLX and by slang/numpy_gemma."""
     net, tokenizer = load(str(ROOT / TINY))
     net.set_dtype(mx.float32)
     with pytest.MonkeyPatch.context() as patch:

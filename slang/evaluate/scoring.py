@@ -1,6 +1,6 @@
 """How likely a model finds an answer, and what it answers itself: many questions at a time.
 
-On a CPU slang/cpu.py computes Gemma 3 in numpy, elsewhere MLX does.
+On a CPU slang/numpy_gemma computes Gemma 3 in numpy, elsewhere MLX does.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import dequantize_model, load_model
 from tqdm import tqdm
 
-from slang import cpu
+from slang import numpy_gemma as cpu
 from slang.evaluate.batch import Batch, Reading, read_prompts
 from slang.evaluate.tokens import answer_tokens, common_prefix, padded, prompt_tokens, stop_tokens
 from slang.models import find
@@ -130,7 +130,7 @@ def mean_log_probabilities(
 
 
 def in_numpy(net: nn.Module) -> bool:
-    """Whether slang/cpu.py computes it, which takes a third of the time of MLX's CPU kernels."""
+    """Whether slang/numpy_gemma computes it, which takes a third of the time of MLX's CPU kernels."""
     return mx.default_device() == mx.cpu and cpu.why_not(net) is None
 
 
@@ -183,7 +183,7 @@ def with_greedy_answers(
 
 
 def ask_in_numpy(step: cpu.Step, questions: list[Question], stops: set[int]) -> list[Reply]:
-    """A batch of questions, computed by slang/cpu.py."""
+    """A batch of questions, computed by slang/numpy_gemma."""
     shared = shared_start(questions)
     scores = score_in_numpy(step, shared, questions)
     to_answer = [question.prompt for question in questions if question.generate]

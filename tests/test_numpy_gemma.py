@@ -1,4 +1,4 @@
-"""slang/cpu.py against MLX: parts of it, and rows that go on. Its gradients are in test_lora.py."""
+"""slang/numpy_gemma against MLX, part by part, and rows that go on. Gradients: test_train_loss."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from mlx_lm.models import gemma3_text
 
-from slang import cpu
+from slang import numpy_gemma
+from slang.numpy_gemma import parts, vocabulary
 
 
 def model(window: int, kv_heads: int) -> nn.Module:
@@ -29,7 +30,7 @@ def test_rows_go_on_as_they_do_alone(window, kv_heads, prefix):
     draw = np.random.default_rng(1).integers
     head = draw(3, 3000, prefix).tolist()
     rows = [draw(3, 3000, n).tolist() for n in (9, 1, 4)]
-    reading = cpu.Reading(cpu.Step(net), head, [row[:-1] for row in rows])
+    reading = numpy_gemma.Reading(numpy_gemma.Step(net), head, [row[:-1] for row in rows])
     whole, tokens, still = [head + row for row in rows], [row[-1] for row in rows], [0, 1, 2]
     for step in range(20):
         if step == 4:
@@ -44,9 +45,9 @@ def test_rows_go_on_as_they_do_alone(window, kv_heads, prefix):
 def test_losses_are_those_of_all_logits_at_once():
     random = np.random.default_rng(0).standard_normal
     hidden = random((7, 16), dtype=np.float32)
-    head = 3 * random((3 * cpu.CHUNK - 5, 16), dtype=np.float32)
+    head = 3 * random((3 * vocabulary.CHUNK - 5, 16), dtype=np.float32)
     targets = np.arange(7) * 800
-    losses, slopes = cpu.cross_entropy(hidden, head, targets, slope=True)
+    losses, slopes = vocabulary.cross_entropy(hidden, head, targets, slope=True)
 
     def loss(h):
         return nn.losses.cross_entropy(h @ mx.array(head).T, mx.array(targets)).sum()
@@ -54,18 +55,18 @@ def test_losses_are_those_of_all_logits_at_once():
     expected, gradient = mx.value_and_grad(loss)(mx.array(hidden))
     assert losses.sum() == pytest.approx(expected.item(), rel=1e-5)
     assert np.abs(slopes - np.array(gradient)).max() < 1e-4 * np.abs(np.array(gradient)).max()
-    assert (cpu.likeliest(hidden, head) == (hidden @ head.T).argmax(axis=1)).all()
-    assert (cpu.likeliest(hidden * np.float32(np.nan), head) == 0).all()
+    assert (vocabulary.likeliest(hidden, head) == (hidden @ head.T).argmax(axis=1)).all()
+    assert (vocabulary.likeliest(hidden * np.float32(np.nan), head) == 0).all()
 
 
 def test_elementwise_parts_are_mlxs():
     gate, up = np.random.default_rng(0).standard_normal((2, 50, 4096), dtype=np.float32) * 4
     expected = np.array(nn.gelu_approx(mx.array(gate)) * mx.array(up))
-    product, _, _ = cpu.gelu_product(gate.copy(), up.copy())
+    product, _, _ = parts.gelu_product(gate.copy(), up.copy())
     assert np.abs(product - expected).max() < 1e-5 * np.abs(expected).max()
     rope = nn.RoPE(16, base=100)
     x = np.random.default_rng(0).standard_normal((9, 2, 16), dtype=np.float32)
     turned = np.array(rope(mx.array(x).swapaxes(0, 1)[None])[0].swapaxes(0, 1))
-    cos, sin = cpu.angles(rope, 16, np.arange(9))
-    assert np.abs(cpu.rotated(x, cos, sin) - turned).max() < 1e-5
-    assert np.abs(cpu.rotated(cpu.rotated(x, cos, sin), cos, -sin) - x).max() < 1e-5
+    cos, sin = parts.angles(rope, 16, np.arange(9))
+    assert np.abs(parts.rotated(x, cos, sin) - turned).max() < 1e-5
+    assert np.abs(parts.rotated(parts.rotated(x, cos, sin), cos, -sin) - x).max() < 1e-5

@@ -1,0 +1,260 @@
+"""What a run knows, and how it is kept.
+
+resume.safetensors is the state, from which all other files of the folder follow. It is written
+first; a run that was killed before the others were written writes them again with --resume.
+"""
+
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.cli_ui import rprint
+
+from slang import files
+from slang.errors import UserError
+from slang.train import curve
+from slang.train.settings import Settings
+
+# Settings that may change between a run and its --resume; with any other the result would be
+# another one.
+MAY_CHANGE = {
+    "adapter_path", "clear_cache_threshold", "config", "data", "early_stop", "engine", "epochs",
+    "everyday", "everyday_share", "grad_checkpoint", "iters", "keep", "model", "project_name",
+    "prompt", "report_to", "resume", "resume_adapter_file", "save_every", "steps_per_eval",
+    "steps_per_report", "stock_loss", "test", "test_batches", "train", "trust_remote_code",
+}  # fmt: skip
+STATE = "resume.safetensors"
+ADAPTER = "adapters.safetensors"
+BEST = "adapters_best.safetensors"
+LAST = "adapters_last.safetensors"
+
+
+def everywhere(content: bytes | None) -> bytes | None:
+    """What the first machine has, on all machines of the run."""
+    world = mx.distributed.init()
+    if world.size() == 1:
+        return content
+    if world.rank() > 0:
+        content = None
+    size = 0 if content is None else 1 + len(content)
+    size = mx.distributed.all_sum(mx.array(size), stream=mx.cpu).item()
+    if size == 0:
+        return None
+    data = np.zeros(size, np.uint8)
+    if content is not None:
+        data[1:] = np.frombuffer(content, np.uint8)
+    summed = mx.distributed.all_sum(mx.array(data), stream=mx.cpu)
+    return bytes(memoryview(summed))[1:]
+
+
+def read_state(path: Path, content: bytes) -> tuple[dict[str, mx.array], dict]:
+    """The arrays and the rest of a resume.safetensors. Raises UserError unless it is whole."""
+    remedy = "leave --resume out to begin anew"
+    problem = f"{path}: cut off, or not written by this program; {remedy}"
+    try:
+        arrays, about = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
+        about = {name: json.loads(value) for name, value in about.items()}
+    except (RuntimeError, ValueError):
+        raise UserError(problem) from None
+    if not {"identity", "numbers", "log", "iters"} <= set(about):
+        raise UserError(problem)
+    return arrays, about
+
+
+def set_aside(folder: Path) -> None:
+    """Rename the state of an unfinished run, before a new run overwrites it."""
+    path = folder / STATE
+    if not path.is_file():
+        return
+    try:
+        about = read_state(path, path.read_bytes())[1]
+    except UserError:
+        return  # nothing can go on from it
+    at = about["numbers"]["iteration"]
+    if 0 < at < about["iters"] and not about["numbers"]["finished"]:
+        os.replace(path, path.with_name("resume_before.safetensors"))
+        rprint(
+            f"{path}: an unfinished run stood at iteration {at}; "
+            "its state is now resume_before.safetensors"
+        )
+
+
+class Run:
+    """The state of a training.
+
+    iteration         steps done
+    validated         iteration of the last validation
+    best              the adapter with the lowest validation loss so far, in `best_iteration`
+    train_loss        mean since the last report, as it was reported
+    gradient          summed so far, between two updates with --grad-accumulation-steps
+    finished          it came to its end
+    replaced          the folder's adapter is this run's, and no longer that of an earlier one
+    log               the rows of log.jsonl
+    """
+
+    NUMBERS = (
+        "iteration", "validated", "best_iteration", "best_loss", "valid_loss", "train_loss",
+        "seconds", "tokens", "finished", "replaced",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        settings: Settings,
+        iters: int,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        dtypes: dict[str, mx.Dtype],
+        identity: dict,
+    ):
+        """
+        dtypes    what each array of the adapter is saved as
+        identity  all that the result depends on, by names that a person reads
+        """
+        self.settings, self.iters = settings, iters
+        self.model, self.optimizer = model, optimizer
+        self.dtypes, self.identity = dtypes, identity
+        self.folder = Path(settings.adapter_path)
+        self.iteration, self.validated = 0, -1
+        self.best: dict[str, mx.array] = {}
+        self.best_iteration = -1
+        self.best_loss = self.valid_loss = self.train_loss = math.inf
+        self.seconds, self.tokens = 0.0, 0
+        self.gradient: dict[str, mx.array] | None = None
+        self.finished = self.replaced = self.saved = False
+        self.log: list[dict] = []
+
+    def adapter(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def diverged(self, what: str, where: str) -> UserError:
+        """The error of a loss or weight that is not a finite number."""
+        if self.iteration == 0:
+            remedy = "copy or download it again" + (
+                ", or begin with another --resume-adapter-file"
+                if self.settings.resume_adapter_file
+                else ""
+            )
+            return UserError(f"{self.settings.model}: {what} before the first step; {remedy}")
+        kept = "as it was saved before" if self.saved or self.replaced else "as it was"
+        return UserError(
+            f"{what} {where}: the training diverged, and {self.folder} is {kept}; "
+            f"give a --learning-rate below {self.settings.learning_rate:g}"
+        )
+
+    def save(self, stopped: bool = False) -> None:
+        """Write the state, then the files that follow from it.
+
+        stopped  before its end, maybe at once: an adapter of an earlier run then stays, until this
+                 run saves as planned
+        Raises UserError where a weight is not a finite number; the files are then as they were.
+        """
+        if self.iteration == 0:
+            return  # nothing was trained
+        finite = [mx.all(mx.isfinite(a)) for a in self.adapter().values()]
+        if not mx.all(mx.stack(finite)).item():
+            raise self.diverged("weights that are no numbers", f"at iteration {self.iteration}")
+        if not self.saved and not self.settings.resume:
+            set_aside(self.folder)
+        if not stopped or not (self.folder / ADAPTER).exists():
+            self.replaced = True
+        parts = {
+            "adapter": self.adapter(),
+            "best": self.best,
+            "optimizer": dict(tree_flatten(self.optimizer.state)),
+            "gradient": self.gradient or {},
+            "random": {"key": mx.random.state[0]},
+        }
+        arrays = {f"{part}/{n}": a for part, values in parts.items() for n, a in values.items()}
+        about = {
+            "numbers": {name: getattr(self, name) for name in self.NUMBERS},
+            "identity": self.identity,
+            "iters": self.iters,
+            "log": self.log,
+        }
+        about = {name: json.dumps(value) for name, value in about.items()}
+        with files.replacing(self.folder / STATE) as (file,):
+            mx.save_safetensors(file, arrays, about)
+        self.saved = True
+        if self.replaced:
+            self.write_files()
+
+    def checkpoint_name(self) -> str:
+        return f"{self.iteration:07d}_adapters.safetensors"
+
+    def write_files(self) -> None:
+        """All that follows from the state: adapters, their settings and prompt, log and curve."""
+        last, best = self.adapter(), self.best
+        adapters = {ADAPTER: last}
+        if best and self.settings.keep == "best":
+            adapters = {ADAPTER: best, LAST: last}
+        elif best:
+            adapters = {ADAPTER: last, BEST: best}
+        if self.iteration % self.settings.save_every == 0:
+            adapters[self.checkpoint_name()] = last
+        texts = {"adapter_config.json": self.config()}
+        texts["log.jsonl"] = "".join(json.dumps(row) + "\n" for row in self.log)
+        texts["loss.svg"] = curve.svg(self.log, self.best_iteration if best else None)
+        contents = {name: text.encode() for name, text in texts.items()}
+        if self.settings.prompt:
+            contents["prompt.toml"] = Path(self.settings.prompt).read_bytes()
+        paths = [self.folder / name for name in (*adapters, *contents)]
+        with files.replacing(*paths) as opened:
+            for file, weights in zip(opened, adapters.values(), strict=False):
+                # In one order, from which a file's bytes follow; mx.load gives another.
+                in_order = {name: weights[name].astype(d) for name, d in self.dtypes.items()}
+                mx.save_safetensors(file, in_order)
+            for file, content in zip(opened[len(adapters) :], contents.values(), strict=True):
+                file.write(content)
+        for stale in {LAST, BEST} - set(adapters):
+            (self.folder / stale).unlink(missing_ok=True)
+
+    def config(self) -> str:
+        """adapter_config.json, as mlx_lm.utils.save_config writes it."""
+        config = self.settings.builtins() | {"iters": self.iters}
+        if self.settings.fine_tune_type == "full":
+            config["lora_parameters"] = None
+        return json.dumps(dict(sorted(config.items())), indent=4)
+
+    def restore(self) -> bool:
+        """Take up the saved state, on all machines that of the first; False where there is none.
+
+        Raises UserError when it belongs to another run.
+        """
+        path = self.folder / STATE
+        first = mx.distributed.init().rank() == 0
+        content = everywhere(path.read_bytes() if first and path.is_file() else None)
+        if content is None:
+            rprint(f"{path}: not there, so this run begins at the beginning")
+            return False
+        arrays, about = read_state(path, content)
+        before, now = about["identity"], self.identity
+        different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        if different:
+            lines = [f"  {k}: {before.get(k)} then, {now.get(k)} now" for k in different]
+            raise UserError(
+                f"{path}: saved by a run with other settings, so it can't go on from there:\n"
+                + "\n".join(lines)
+                + "\nGive the same again, or leave --resume out to begin anew."
+            )
+        parts: dict[str, dict] = {name.split("/", 1)[0]: {} for name in arrays}
+        for name, array in arrays.items():
+            part, name = name.split("/", 1)
+            parts[part][name] = array
+        self.model.load_weights(list(parts["adapter"].items()), strict=False)
+        self.best = parts.get("best", {})
+        self.optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
+        self.gradient = parts.get("gradient")
+        high, low = parts["random"]["key"].tolist()
+        mx.random.seed(high << 32 | low)  # the state is the seed's two halves
+        for name, value in about["numbers"].items():
+            setattr(self, name, value)
+        self.log = about["log"]
+        self.finished, self.saved = False, True
+        return True

@@ -1,0 +1,53 @@
+"""Training by mlx_lm.lora itself, to compare; its files take the place of an earlier run's."""
+
+import json
+import os
+import shutil
+import tempfile
+import types
+from pathlib import Path
+
+from mlx_lm import lora as mlx_lm_lora
+
+from slang.train.checkpoint import ADAPTER, BEST, LAST, STATE, set_aside
+from slang.train.settings import OURS, Settings
+
+LEFTOVERS = (STATE, BEST, LAST, "log.jsonl", "loss.svg")  # of an earlier run of this package
+
+
+def run(settings: Settings) -> None:
+    """mlx_lm.lora with these settings, in a folder of its own within --adapter-path.
+
+    What it wrote is moved up when it ends or is stopped. A run that saved nothing changes nothing.
+    """
+    folder = Path(settings.adapter_path)
+    values = {k: v for k, v in settings.builtins().items() if k not in OURS}
+    if values["iters"] is None:
+        values["iters"] = mlx_lm_lora.CONFIG_DEFAULTS["iters"]
+    if not settings.train:
+        mlx_lm_lora.run(types.SimpleNamespace(**values))
+        return
+    part = Path(tempfile.mkdtemp(dir=folder, prefix=".mlx_lm."))
+    try:
+        mlx_lm_lora.run(types.SimpleNamespace(**values | {"adapter_path": str(part)}))
+    finally:
+        if (part / ADAPTER).exists():
+            move(part, folder, settings)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def move(part: Path, folder: Path, settings: Settings) -> None:
+    """Take the place of what an earlier run left."""
+    config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+    config["adapter_path"] = str(folder)
+    text = json.dumps(config, indent=4)
+    (part / "adapter_config.json").write_text(text, encoding="utf-8")
+    if settings.prompt:
+        shutil.copyfile(settings.prompt, part / "prompt.toml")
+    set_aside(folder)
+    for name in LEFTOVERS:
+        (folder / name).unlink(missing_ok=True)
+    for path in part.iterdir():
+        if path.is_file():
+            os.replace(path, folder / path.name)
+    print(f"{folder / ADAPTER} holds the last one")

@@ -1,0 +1,287 @@
+"""The settings of a training, and where each comes from.
+
+A setting is a flag, or a line of the YAML file that -c names. The later ones win:
+
+    mlx_lm.lora's defaults, a wrapper's defaults, the YAML file, flags that a person typed
+
+Whatever they come from, they are checked once, as one `Settings`.
+"""
+
+import difflib
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import UNSET, Meta, UnsetType
+
+from slang.errors import UserError
+
+LARGEST = sys.float_info.max
+Switch = Annotated[bool, Meta(description="true or false")]
+Text = Annotated[str, Meta(description="a text")]
+Whole = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
+WholeOrAll = Annotated[
+    int, Meta(ge=-1, le=2**31 - 1, description="a whole number from 1, or -1 for all")
+]
+FromZero = Annotated[int, Meta(ge=0, le=2**63 - 1, description="a whole number from 0")]
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST, description="a number")]
+Loss = Annotated[float, Meta(ge=0, le=LARGEST, description="a loss in nats, or 0 for never")]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST, description="a number above 0, such as 1e-4")]
+Share = Annotated[float, Meta(ge=0, le=LARGEST, description="a number from 0, such as 0.25")]
+Dropout = Annotated[float, Meta(ge=0, lt=1, description="a number from 0, below 1")]
+Numbers = Annotated[list[Number], Meta(min_length=1, description="a list of numbers")]
+Pair = Annotated[
+    list[Number], Meta(min_length=2, max_length=2, description="a list of two numbers")
+]
+Names = Annotated[list[str], Meta(description="a list of names, such as [self_attn.q_proj]")]
+Services = Annotated[
+    str,
+    Meta(pattern=r"^((wandb|swanlab)(,(wandb|swanlab))?)?$", description="wandb or swanlab"),
+]
+
+
+class Strict(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A table of the YAML file in which every name has to be known."""
+
+
+class Adam(Strict):
+    betas: Pair | UnsetType = UNSET
+    eps: Number | UnsetType = UNSET
+    bias_correction: Switch | UnsetType = UNSET
+
+
+class AdamW(Adam):
+    weight_decay: Number | UnsetType = UNSET
+
+
+class Muon(Strict):
+    momentum: Number | UnsetType = UNSET
+    weight_decay: Number | UnsetType = UNSET
+    nesterov: Switch | UnsetType = UNSET
+    ns_steps: Whole | UnsetType = UNSET
+
+
+class SGD(Strict):
+    momentum: Number | UnsetType = UNSET
+    weight_decay: Number | UnsetType = UNSET
+    dampening: Number | UnsetType = UNSET
+    nesterov: Switch | UnsetType = UNSET
+
+
+class Adafactor(Strict):
+    eps: Pair | UnsetType = UNSET
+    clip_threshold: Number | UnsetType = UNSET
+    decay_rate: Number | UnsetType = UNSET
+    beta_1: Number | UnsetType = UNSET
+    weight_decay: Number | UnsetType = UNSET
+    scale_parameter: Switch | UnsetType = UNSET
+    relative_step: Switch | UnsetType = UNSET
+    warmup_init: Switch | UnsetType = UNSET
+
+
+class OptimizerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Options of mlx.optimizers' classes, by --optimizer."""
+
+    adam: Adam = msgspec.field(default_factory=Adam)
+    adamw: AdamW = msgspec.field(default_factory=AdamW)
+    muon: Muon = msgspec.field(default_factory=Muon)
+    sgd: SGD = msgspec.field(default_factory=SGD)
+    adafactor: Adafactor = msgspec.field(default_factory=Adafactor)
+
+
+class LoraParameters(Strict):
+    rank: Whole
+    scale: Positive
+    dropout: Dropout
+    keys: Names | UnsetType = UNSET  # layers that get an adapter; all linear ones when left out
+
+
+class Schedule(Strict):
+    """mlx_lm's lr_schedule: a function of mlx.optimizers.schedulers and its arguments."""
+
+    name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"]
+    arguments: Numbers
+    warmup: FromZero = 0
+    warmup_init: Share = 0.0
+
+
+class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Every setting of mlx_lm.lora with its default there, then those of this project."""
+
+    model: Text = "Qwen/Qwen3-0.6b"
+    train: Switch = False
+    fine_tune_type: Literal["lora", "dora", "full"] = "lora"
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "adafactor"] = "adam"
+    optimizer_config: OptimizerConfig = msgspec.field(default_factory=OptimizerConfig)
+    data: Text = "mlx-community/WikiSQL"
+    seed: FromZero = 0
+    num_layers: WholeOrAll = 16
+    batch_size: Whole = 4
+    iters: Whole | None = None  # 1000, or what --epochs makes of the rows
+    val_batches: WholeOrAll = 25
+    learning_rate: Positive = 1e-5
+    steps_per_report: Whole = 10
+    steps_per_eval: Whole = 200
+    resume_adapter_file: Text | None = None
+    adapter_path: Text = "adapters"
+    save_every: Whole = 100
+    test: Switch = False
+    test_batches: WholeOrAll = 500
+    max_seq_length: Whole = 2048
+    config: Text | None = None
+    grad_checkpoint: Switch = False
+    grad_accumulation_steps: Whole = 1
+    clear_cache_threshold: FromZero = 0
+    lr_schedule: Schedule | None = None
+    lora_parameters: LoraParameters | None = msgspec.field(
+        default_factory=lambda: LoraParameters(rank=8, scale=20.0, dropout=0.0)
+    )
+    mask_prompt: Switch = False
+    report_to: Services | None = None
+    project_name: Text | None = None
+    trust_remote_code: Switch = False
+
+    engine: Literal["slang", "mlx_lm"] = "slang"
+    resume: Switch = False
+    keep: Literal["best", "last"] = "last"
+    epochs: Positive | None = None
+    decay: Switch = False
+    bias_correction: Switch = False
+    everyday: Text | None = None
+    everyday_share: Share = 0.25
+    early_stop: Loss = 0.0
+    stock_loss: Switch = False
+    prompt: Text | None = None
+
+    def builtins(self) -> dict[str, Any]:
+        """As JSON has it, in the way that mlx_lm expects its settings."""
+        return msgspec.to_builtins(self)
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """What the class of --optimizer is made with, but for the learning rate."""
+        options = msgspec.to_builtins(getattr(self.optimizer_config, self.optimizer))
+        return options | ({"bias_correction": True} if self.bias_correction else {})
+
+
+OURS = set(Settings.__struct_fields__[Settings.__struct_fields__.index("engine") :])
+# What owns a setting in train.sh, where a YAML file may not name it.
+OWNERS = {
+    "model": "MODEL",
+    "data": "DATA",
+    "adapter_path": "ADAPTER_PATH",
+    "prompt": "prompt.toml",
+    "engine": "ENGINE",
+}
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def from_yaml(path: str, loader: type) -> dict[str, Any]:
+    """The settings in a YAML file. Raises UserError where they can't be read."""
+    try:
+        found = yaml.load(Path(path).read_text(encoding="utf-8-sig"), loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise UserError(f"{path}:{line}: not valid YAML; mend the line") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no settings in it; write one a line, such as iters: 100")
+    return {str(name): value for name, value in found.items() if value is not None}
+
+
+def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
+    """The settings of three sources, the later ones over the earlier, over mlx_lm's defaults.
+
+    wrapper  flags that train.sh gives by itself
+    in_file  of the YAML file, whose name is in `typed` or `wrapper` as "config"
+    typed    flags that a person typed
+    Raises UserError where one of the file can't be, ValueError where a flag can't be.
+    """
+    file = {**wrapper, **typed}.get("config")
+    for name, owner in OWNERS.items():
+        if name in in_file and name in wrapper:
+            raise UserError(f"{file}: {name}: take it out; {owner} decides it")
+    if in_file.get("lr_schedule") and (clash := {"learning_rate", "decay"} & set(typed)):
+        raise ValueError(f"{flag(min(clash))}: {file} has an lr_schedule; leave one of them out")
+    values: dict[str, Any] = {}
+    for layer in (wrapper, in_file, typed):
+        # Steps win over passes, but only over those of the same source or an earlier one.
+        if layer.get("iters") is not None:
+            values.pop("epochs", None)
+        elif layer.get("epochs") is not None:
+            values.pop("iters", None)
+        values.update(layer)
+    if values.get("iters") is not None:
+        values.pop("epochs", None)
+
+    def refuse(name: str, problem: str) -> None:
+        top = name.split(".")[0]
+        if top in in_file and top not in typed:
+            raise UserError(f"{file}: {name}{problem}")
+        raise ValueError(f"{flag(name)}{problem}")
+
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at ")
+        path = "".join(re.findall(r"\$\.?([^`\[]*)", at))
+        if field := re.match(r"Object (contains unknown|missing required) field `(.*)`", message):
+            where = f"{file}: {path}: " if path else f"{file}: "
+            if field[1].startswith("missing"):
+                raise UserError(f"{where}no {field[2]} in it; write it there") from None
+            close = difflib.get_close_matches(field[2], fields_at(path), 1)
+            remedy = f"is it {close[0]}?" if close else "take it out"
+            raise UserError(f"{where}unknown setting {field[2]}; {remedy}") from None
+        refuse(path, f" {value_at(values, path)}: give {allowed(path)}")
+    for name in ("num_layers", "val_batches", "test_batches"):
+        if getattr(settings, name) == 0:
+            refuse(name, f" 0: give {allowed(name)}")
+    if settings.bias_correction and settings.optimizer not in ("adam", "adamw"):
+        if "bias_correction" in {**in_file, **typed}:
+            refuse("bias_correction", f": {settings.optimizer} has none; use adam or adamw")
+        settings.bias_correction = False
+    for service in (settings.report_to or "").split(","):
+        if service and not importlib.util.find_spec(service):
+            refuse("report_to", f" {service}: not installed; pip install {service}")
+    if settings.trust_remote_code and settings.engine == "slang":
+        refuse("trust_remote_code", ": code of a model's own is never run; take another model")
+    if settings.lora_parameters is None and settings.fine_tune_type != "full":
+        refuse("lora_parameters", f": give {allowed('lora_parameters')}")
+    return settings
+
+
+def value_at(values: Any, path: str) -> Any:
+    for name in path.split("."):
+        values = values.get(name) if isinstance(values, dict) else values
+    return values
+
+
+def kind_at(path: str) -> Any:
+    """The type of a setting, such as `lora_parameters.rank`, without its `| None`."""
+    kind: Any = Settings
+    for name in filter(None, path.split(".")):
+        kind = get_type_hints(kind, include_extras=True)[name]
+        if get_origin(kind) in (Union, types.UnionType):
+            kind = get_args(kind)[0]
+    return kind
+
+
+def fields_at(path: str) -> list[str]:
+    return list(kind_at(path).__struct_fields__)
+
+
+def allowed(path: str) -> str:
+    """What a setting may be, in words."""
+    kind = kind_at(path)
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[1].description
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return f"{', '.join(kind.__struct_fields__)}, each on a line below it"

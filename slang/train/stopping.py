@@ -1,0 +1,50 @@
+"""Ctrl-C, SIGTERM and SIGHUP during training."""
+
+import os
+import signal
+from contextlib import suppress
+
+import mlx.core as mx
+
+from slang.errors import Stopped
+
+
+class Interrupt:
+    """The first signal asks to stop where nothing is lost; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __enter__(self) -> "Interrupt":
+        self.received = 0
+        self.terminal = [number for number in (1, 2) if os.isatty(number)]
+        self.before = {}
+        for number in self.SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self.before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame) -> None:
+        if number == signal.SIGHUP:  # the terminal is gone, and printing there would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for number_of_file in self.terminal:
+                os.dup2(nowhere, number_of_file)
+        before = self.before[number]
+        if callable(before):
+            with suppress(KeyboardInterrupt):  # slang.errors.program's, which notes the exit code
+                before(number, None)
+        if self.received:
+            raise KeyboardInterrupt("Stopped; --resume goes on from the last save")
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Stopped when any of the machines received a signal."""
+        received = self.received
+        if mx.distributed.init().size() > 1:
+            total = mx.distributed.all_sum(mx.array(float(received)), stream=mx.cpu)
+            received = received or int(total.item() > 0)
+        if received:
+            raise Stopped(signal.Signals(self.received or signal.SIGINT).name)
