@@ -64,7 +64,7 @@ def parts() -> list[str]:
     """Those of two words and more, for single ones would explain any sentence; and what stands
     between two values, such as `than`."""
     every = set(constant_parts())
-    words = {part.strip() for part in every if re.search(r"\w\W+\w", part)}
+    words = {part.strip(" :;(") for part in every if re.search(r"\w\W+\w", part)}
     return [*words, *(part for part in every if re.fullmatch(r" \w+ ", part))]
 
 
