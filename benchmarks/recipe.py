@@ -45,12 +45,12 @@ class Setting:
     slangs: int | None = (
         None  # of the whole dictionary, drawn by a hash; the demo's where it is None
     )
-    steps: int = STEPS
-    rate: str = "RATE"
+    steps: int = 184  # 4 epochs of the demo's rows
+    rate: str = "7e-4"
     bias_correction: bool = True
     decay: bool = True
     everyday: str = EVERYDAY
-    share: str = "SHARE"  # of everyday rows for one of the dictionary's
+    share: str = "0.1"  # of everyday rows for one of the dictionary's
     more: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
