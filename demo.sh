@@ -39,7 +39,7 @@ SECONDS=0 # installation is not counted
 if [ "$*" = --tiny ]; then
   use_tiny
 elif ! (need_model); then
-  printf '%s\n' "Going on with models/tiny-gemma3: every step works, what it says proves nothing." >&2
+  printf '%s\n' "Going on with models/tiny-gemma3: every step works, its words prove nothing." >&2
   use_tiny
 fi
 

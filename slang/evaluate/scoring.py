@@ -130,7 +130,7 @@ def mean_log_probabilities(
 
 
 def in_numpy(net: nn.Module) -> bool:
-    """Whether slang/numpy_gemma computes it, which takes a third of the time of MLX's CPU kernels."""
+    """Whether slang/numpy_gemma computes it, in a third of the time of MLX's CPU kernels."""
     return mx.default_device() == mx.cpu and cpu.why_not(net) is None
 
 
