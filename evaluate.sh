@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Baseline against adapted: loss and perplexity on test.jsonl, and does the model know the slang?
+# Baseline against adapted: loss and perplexity, and does the model know the slang?
 #
 #   ./evaluate.sh
 #   ./evaluate.sh --note "prompt changed"    a remark for the log
