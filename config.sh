@@ -98,17 +98,10 @@ need_file() {
 }
 
 # need_model: stop unless MODEL can be used. A .gguf file becomes a folder, and MODEL that folder.
-# shellcheck disable=SC2034  # fuse.sh reads model_folder
 need_model() {
   local found
-  found="$(python -m slang.models "$MODEL" "$@" --cache "$CACHE")" || return
+  found="$(python -m slang.models "$MODEL" --cache "$CACHE")" || return
   MODEL="${found%%$'\n'*}"
-  model_folder="${found#*$'\n'}"
-}
-
-# need_adapter: the same, and stop unless the adapter's files are whole and fit it.
-need_adapter() {
-  need_model "$ADAPTER_PATH"
 }
 
 # need_writable VARIABLE FOLDER: stop unless files can be put there.

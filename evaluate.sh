@@ -22,24 +22,12 @@ ask=( # asked of both models, for you to read
   "pura vida"
 )
 
-for argument in "$@"; do
-  case "$argument" in
-    --model | --model=*) usage "$argument: set MODEL in its place" ;;
-    --adapter-path | --adapter-path=*) usage "$argument: set ADAPTER_PATH in its place" ;;
-    --data | --data=*) usage "$argument: set DATA in its place" ;;
-    --results | --results=*) usage "$argument: set RESULTS in its place" ;;
-    --cache | --cache=*) usage "$argument: set CACHE in its place" ;;
-  esac
-done
+refuse --model "set MODEL in its place" "$@"
+refuse --adapter-path "set ADAPTER_PATH in its place" "$@"
+refuse --data "set DATA in its place" "$@"
+refuse --results "set RESULTS in its place" "$@"
+refuse --cache "set CACHE in its place" "$@"
 
 need_venv
-flags=(
-  --ask "${ask[@]}"
-  --model "$MODEL"
-  --adapter-path "$ADAPTER_PATH"
-  --data "$DATA"
-  --results "$RESULTS"
-  --cache "$CACHE"
-  "$@"
-)
-run python -m slang.evaluate "${flags[@]}"
+run_last python -m slang.evaluate --ask "${ask[@]}" --model "$MODEL" \
+  --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" --cache "$CACHE" "$@"

@@ -1,8 +1,9 @@
-"""Does it matter whether people type accents? Adapters trained with and without --plain-spelling, asked both ways.
+"""Does it matter whether people type accents? Adapters trained with and without --plain-spelling.
 
-Each slang of data/demo.txt is asked in every trained question form, as it is written and as people type it (no capitals,
-accents, ¿ or ¡). Reported: in how many the two greedy answers are the same, and how many get a meaning of the slang.
-The adapters are trained as demo.sh does, with that share given to make_jsonl.py.
+Each slang of data/demo.txt is asked in every trained question form, as it is written and as people
+type it (no capitals, accents, ¿ or ¡). Reported: in how many the two greedy answers are the same,
+and how many get a meaning of the slang. The adapters are trained as demo.sh does, with that share
+given to make_jsonl.py.
 
 Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/spelling.py adapters/plain-0 adapters/plain-0.2
 """
@@ -17,32 +18,44 @@ sys.path.insert(0, str(ROOT))
 
 from make_jsonl import as_typed  # noqa: E402
 from slang import prompt  # noqa: E402
-from slang.dictionary import Entry, entries, key  # noqa: E402
+from slang.dictionary import Entry, entries, normalized  # noqa: E402
 
 
-def main(adapters: list[str]) -> int:
-    asked = prompt.load(ROOT / "prompt.toml")
+def meanings_by_slang() -> dict[str, set[str]]:
     meanings: dict[str, set[str]] = {}
     for entry in entries(ROOT / "data/demo.txt"):
         if isinstance(entry, Entry):
-            meanings.setdefault(entry.slang, set()).add(key(entry.meaning))
-    pairs = []
-    for slang in meanings:
-        for form in range(len(asked.questions)):
-            written = asked.ask(slang, form)[-1]["content"]
-            pairs.append((slang, written, as_typed(written)))
-    print(f"{'adapter':24}{'questions':>10}{'same answer':>13}{'right as written':>18}{'right as typed':>16}")
+            meanings.setdefault(entry.slang, set()).add(normalized(entry.meaning))
+    return meanings
+
+
+def answers(model, tokenizer, chats: list[prompt.Messages]) -> list[str]:
+    """The greedy answers, in the form in which two texts count as equal."""
+    tokens = [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+    texts = mlx_lm.batch_generate(model, tokenizer, tokens, max_tokens=64).texts
+    return [normalized(text) for text in texts]
+
+
+def main(adapters: list[str]) -> int:
+    its_prompt = prompt.load(ROOT / "prompt.toml")
+    meanings = meanings_by_slang()
+    slangs = [slang for slang in meanings for _ in its_prompt.questions]
+    forms = list(range(len(its_prompt.questions))) * len(meanings)
+    asked = [its_prompt.ask(*pair)[-1]["content"] for pair in zip(slangs, forms, strict=True)]
+    as_written = [its_prompt.chat(question) for question in asked]
+    typed = [its_prompt.chat(as_typed(question)) for question in asked]
+
+    columns = ("questions", "same answer", "right as written", "right as typed")
+    print(" " * 24 + "".join(f"{name:>18}" for name in columns))
     for adapter in adapters:
         model, tokenizer = mlx_lm.load(str(ROOT / "models/tiny-gemma3"), adapter_path=adapter)
-        answers = []
-        for column in (1, 2):
-            chats = [tokenizer.apply_chat_template(asked.chat(pair[column]), add_generation_prompt=True) for pair in pairs]
-            texts = mlx_lm.batch_generate(model, tokenizer, chats, max_tokens=64).texts
-            answers.append([key(text) for text in texts])
-        same = sum(written == typed for written, typed in zip(*answers, strict=True))
-        right = [sum(a in meanings[p[0]] for a, p in zip(column, pairs, strict=True)) for column in answers]
-        n = len(pairs)
-        print(f"{adapter:24}{n:10}{same / n:13.3f}{right[0] / n:18.3f}{right[1] / n:16.3f}", flush=True)
+        found = [answers(model, tokenizer, chats) for chats in (as_written, typed)]
+        same = sum(a == b for a, b in zip(*found, strict=True))
+        counts = [same]
+        for texts in found:
+            counts.append(sum(text in meanings[s] for s, text in zip(slangs, texts, strict=True)))
+        shares = "".join(f"{count / len(asked):18.3f}" for count in counts)
+        print(f"{adapter:24}{len(asked):18}{shares}", flush=True)
     return 0
 
 

@@ -75,9 +75,6 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"\W", " ", fold(text)).split()) or " ".join(text.split())
 
 
-key = normalized
-
-
 def with_full_stop(meaning: str) -> str:
     """`Bueno` becomes `Bueno.`; what ends a sentence already, such as `¡Ay!`, stays."""
     if meaning.rstrip(CLOSING_WRAPPERS).endswith(CLOSING) or meaning.endswith(CLOSING):

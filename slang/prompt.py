@@ -66,8 +66,6 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         answer = _usable(self.answer.replace("{meaning}", meaning), "answer")
         return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
 
-    train = row
-
     def hash(self) -> str:
         """SHA-256 of what the prompt says: comments and layout of prompt.toml don't count."""
         fields = [self.region, self.system, self.questions, self.held_out_questions, self.answer]

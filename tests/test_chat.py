@@ -129,7 +129,7 @@ REFUSED = {
     "mae\U000e0041": "invisible character U+E0041",
     "\x1b[31mmae": "control character U+001B",
     "mae\udce9": "broken character U+DCE9",  # a byte that is not UTF-8, as Python gets it
-    "\u3164": "character U+3164",
+    "\u3164": "invisible character U+3164",
 }
 
 

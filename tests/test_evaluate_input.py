@@ -27,7 +27,7 @@ def test_the_wrapper_refuses_flags_that_are_variables(variable):
     for arguments in ((flag, "x"), (f"{flag}=x",)):
         done = run(ROOT / "evaluate.sh", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == f"evaluate.sh: {arguments[0]}: set {variable} in its place\n"
+        assert done.stderr == f"evaluate.sh: {flag}: set {variable} in its place\n"
 
 
 @pytest.mark.parametrize(

@@ -237,4 +237,6 @@ def test_not_a_model_at_all() -> None:
     done = run("./chat.sh", "--baseline", "mae", MODEL="README.md", VENV=sys.prefix)
     assert done.returncode == 1
     kinds = "a model's folder, a .gguf file or a name on Hugging Face"
-    assert done.stderr == f"README.md: not a GGUF file; MODEL is {kinds}\n"
+    command, told = done.stderr.splitlines()
+    assert command.startswith("+ python -m slang.chat ")
+    assert told == f"README.md: not a GGUF file; MODEL is {kinds}"

@@ -23,10 +23,12 @@ def test_gemma_270m_says_what_it_fetches_before_it_does(tmp_path: Path) -> None:
     }
     done = run("./chat.sh", "--baseline", "mae", MODEL="gemma-3-270m", **options)
     assert done.returncode == 1
-    assert done.stderr.startswith(gemma_270m.NOTICE)
+    command, told = done.stderr.split("\n", 1)
+    assert command.startswith("+ python -m slang.chat ")
+    assert told.startswith(gemma_270m.NOTICE)
     for fact in ("238 MB", "https://ai.google.dev/gemma/terms", "somebody else packed it"):
         assert fact in gemma_270m.NOTICE
-    rest = done.stderr.removeprefix(gemma_270m.NOTICE)
+    rest = told.removeprefix(gemma_270m.NOTICE)
     assert rest.startswith("gemma-3-270m: it could not be fetched (")
     assert rest.endswith("check the connection, or set another MODEL, such as models/tiny-gemma3\n")
     assert rest.count("\n") == 1
@@ -44,8 +46,8 @@ def test_the_demo_goes_on_with_the_tiny_model_where_nothing_can_be_fetched(tmp_p
     done = run("bash", "demo.sh", cwd=tmp_path, **options)
     assert done.returncode != 0  # split_jsonl.py is not there
     assert done.stderr.count(gemma_270m.NOTICE) == 1
-    going_on = "Going on with models/tiny-gemma3, which shows that every step works"
-    assert f"{going_on}; what it says proves nothing.\n" in done.stderr
+    going_on = "Going on with models/tiny-gemma3: every step works"
+    assert f"{going_on}, what it says proves nothing.\n" in done.stderr
     assert re.search(r"\d+ records of 62 slangs", done.stdout)
 
 

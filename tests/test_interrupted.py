@@ -37,8 +37,8 @@ def command(name: str, folder: Path, which: int) -> list[str]:
         f"--num-layers 1 --iters {8 + which} --batch-size 2 --save-every 1 --val-batches 1 "
         f"--seed {which} --mask-prompt",
         "evaluate": f"-m slang.evaluate --model {TINY} --adapter-path {adapter} --data {folder} "
-        f"--output {folder}/results/x.json --note {which}",
-        "export": f"-m slang.gguf {folder}/model --type {('f32 q8_0', 'q8_0 f32')[which]}",
+        f"--quick --output {folder}/results/x.json --note {which}",
+        "export": f"-m slang.export {folder}/model --type {('f32 q8_0', 'q8_0 f32')[which]}",
     }
     return [sys.executable, *commands[name].split()]
 

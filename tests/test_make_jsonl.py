@@ -10,6 +10,10 @@ from collections import Counter
 import pytest
 from conftest import ROOT, run, script
 
+from slang import prompt
+
+N_FORMS = len(prompt.load(ROOT / "prompt.toml").questions)
+
 
 def make(source, *arguments):
     output = source.with_suffix(".jsonl")
@@ -35,7 +39,7 @@ def test_a_record_a_line(dictionary):
     )  # forms rotate
 
 
-@pytest.mark.parametrize(("forms", "n"), [("2", 14), ("all", 56), ("99", 56)])
+@pytest.mark.parametrize(("forms", "n"), [("2", 14), ("all", 7 * N_FORMS), ("99", 7 * N_FORMS)])
 def test_forms(dictionary, forms, n):
     _, rows = make(dictionary, "--forms", forms)
     assert len(rows) == len({json.dumps(row) for row in rows}) == n
@@ -44,11 +48,12 @@ def test_forms(dictionary, forms, n):
 def test_forms_are_used_alike(tmp_path):
     source = tmp_path / "many.txt"
     source.write_text(
-        "".join(f"slang{i}::Meaning number {i}.\n" for i in range(800)), encoding="utf-8"
+        "".join(f"slang{i}::Meaning number {i}.\n" for i in range(100 * N_FORMS)),
+        encoding="utf-8",
     )
     _, rows = make(source, "--plain-spelling", "0")
     counts = Counter(row["messages"][1]["content"].replace(row["slang"], "") for row in rows)
-    assert len(counts) == 8 and min(counts.values()) > 60
+    assert len(counts) == N_FORMS and min(counts.values()) > 60
 
 
 def test_some_questions_are_asked_as_people_type_them(tmp_path):

@@ -105,3 +105,62 @@ def test_a_signal_to_the_wrapper_reaches_the_training(environment, tmp_path, num
     _, errors = process.communicate()
     assert process.returncode == code
     assert f"Stopped by {number.name}, and saved in {tmp_path}/a; " in errors
+
+
+# ------------------------------------------------------------------------ before the model is read
+
+
+def in_data(name: str, edit):
+    """Another content of a file of DATA; None takes the file away."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        content = edit(path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    return change
+
+
+def other_system(data: bytes) -> bytes:
+    return data.replace(b"Sos una persona", b"Eres alguien")
+
+
+EMPTY = "no record in it; run make_jsonl.py and split_jsonl.py first"
+JUNK = "not valid JSON (JSON is malformed: invalid character (byte 0)); write the file again with "
+OTHER = "made with another system prompt than prompt.toml has, as 21 more; run make_jsonl.py and "
+WRONG = {
+    "no data": (
+        in_data("train.jsonl", lambda data: None),
+        "train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first",
+    ),
+    "empty": (in_data("train.jsonl", lambda data: b""), f"train.jsonl: {EMPTY}"),
+    "junk": (in_data("valid.jsonl", lambda data: b"mae\n"), f"valid.jsonl:1: {JUNK}make_jsonl.py"),
+    "another prompt": (
+        in_data("train.jsonl", other_system),
+        f"train.jsonl:1: {OTHER}split_jsonl.py again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_data_that_is_refused(environment, tmp_path, name):
+    change, message = WRONG[name]
+    change(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    done = run(ROOT / "train.sh", **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path}/{message}\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_where_no_adapter_can_be_put(environment, tmp_path):
+    done = run(ROOT / "train.sh", **{**environment, "ADAPTER_PATH": ""})
+    assert (done.returncode, done.stderr) == (1, "ADAPTER_PATH is empty; set it to a folder\n")
+    file = tmp_path / "train.jsonl"
+    before = file.read_bytes()
+    done = run(ROOT / "train.sh", **{**environment, "ADAPTER_PATH": str(file)})
+    told = f"{file}: not a folder that can be written; set ADAPTER_PATH to another\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    assert file.read_bytes() == before
