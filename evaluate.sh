@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Baseline against adapted: loss and perplexity on test.jsonl, and whether the model knows the slang.
+# Baseline against adapted: loss and perplexity, and does the model know the slang?
 #
 #   ./evaluate.sh
 #   ./evaluate.sh --note "prompt changed"    a remark for the log
 #   ./evaluate.sh --fail-if-worse            exit with 3 when the adapter does harm
-#   ./evaluate.sh --quick                    leave mlx_lm.lora --test out: its figure is recomputed, in half the time
-#   ./evaluate.sh --sample 50                50 slangs, drawn by the seed, and as many rows of each file; quick too
+#   ./evaluate.sh --quick                    recompute mlx_lm.lora's figure, in half the time
+#   ./evaluate.sh --sample 50                50 slangs, drawn by the seed; quick too
 #   ./evaluate.sh --compare 20251004-A 20251004-C   two runs side by side, nothing is run
 #   ./evaluate.sh --page 20251004-A          make the page of a run again, nothing is run
 #   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./evaluate.sh

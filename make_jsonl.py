@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", default=output, help="chat records, one a line")
     p.add_argument("--prompt", default=files.default("prompt.toml"), help="what is told and asked")
     p.add_argument(
-        "--forms", type=forms, default=1, metavar="1|N|all", help="question forms for each line"
+        "--forms", type=forms, default=3, metavar="1|N|all", help="question forms for each line"
     )
     p.add_argument(
         "--plain-spelling",

@@ -4,7 +4,7 @@ Each wrong decision that the tests know is looked for with fewer and more of the
 
 Prints a Markdown table: for each type of file and number of chats, which mistakes the check misses.
 
-Run as: export OPENBLAS_NUM_THREADS=1 LD_PRELOAD=.venv/lib/libcblas-openblas.so
+Run as: export OPENBLAS_NUM_THREADS=1
         .venv/bin/python benchmarks/check.py
 """
 

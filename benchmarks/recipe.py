@@ -1,10 +1,11 @@
 """How should one train? One thing at a time is varied around the defaults, on Gemma 3 270M.
 
 Each training makes its data, trains and is evaluated as the wrappers do it, in
-.cache/recipe/NAME-SEED. One that has a result there is not done again, and one that was stopped goes
-on, so the driver goes on where it was stopped. At the end it prints the table of all results.
+.cache/recipe/NAME-SEED. One that has a result is not done again, and one that was stopped goes on,
+so the driver goes on where it was stopped. The figures go to benchmarks/recipe.json, and the
+table in recipe.md is made of them.
 
-Run as: python benchmarks/recipe.py                        every setting, one seed; hours on two cores
+Run as: python benchmarks/recipe.py                        every setting, one seed; hours
         python benchmarks/recipe.py --only defaults --seeds 42 43 44
         python benchmarks/recipe.py --table                what there is, as Markdown
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".cache/recipe"
+KEPT = ROOT / "benchmarks/recipe.json"
 EVERYDAY = "data/everyday.jsonl"
 DEMO = "data/demo.txt"
 WHOLE = "data/source_augmented.txt"
@@ -42,35 +44,56 @@ class Setting:
     varies: str
     forms: str = "3"  # question forms that each wording is asked in
     questions: int | None = None  # of prompt.toml, the first ones; all where it is None
-    slangs: int | None = (
-        None  # of the whole dictionary, drawn by a hash; the demo's where it is None
-    )
-    steps: int = STEPS
-    rate: str = "RATE"
+    slangs: int | None = None  # of the whole dictionary; the demo's where it is None
+    steps: int = 184  # 4 epochs of the demo's rows
+    rate: str = "7e-4"
     bias_correction: bool = True
     decay: bool = True
     everyday: str = EVERYDAY
-    share: str = "SHARE"  # of everyday rows for one of the dictionary's
-    more: tuple[str, ...] = ()
+    scale: float | None = None  # of LoRA; 20 where it is None
+    share: str = "0.1"  # of everyday rows for one of the dictionary's
 
     def flags(self) -> list[str]:
         """The flags of slang.train."""
         given = ["--iters", str(self.steps), "--learning-rate", self.rate]
         given += ["--everyday", self.everyday, "--everyday-share", self.share]
         given += ["--decay"] * self.decay + ["--bias-correction"] * self.bias_correction
-        return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given, *self.more]
+        return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given]
 
 
 SETTINGS = {
-    "defaults": Setting("62 slangs, 3 forms a wording of 20, everyday Spanish, decay"),
-    "questions-8": Setting("8 question forms in place of 20", questions=8),
-    "no-everyday": Setting("no everyday Spanish", everyday=""),
-    "share-0.25": Setting("a row of everyday Spanish for four", share="0.25"),
-    "forms-1": Setting("one question form a wording", forms="1"),
-    "no-bias-correction": Setting(
-        "Adam as MLX has it by default, 2e-4", rate="2e-4", bias_correction=False
+    "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 184 steps"),
+    "steps-160": Setting("160 steps, as demo.sh", steps=160),
+    "rate-5e-4": Setting("5e-4, 130 steps", rate="5e-4", steps=130),
+    "share-0.05": Setting(
+        "everyday Spanish for a twentieth, 8e-4, 160 steps", share="0.05", rate="8e-4", steps=160
     ),
-    "400 slangs": Setting("400 slangs", slangs=400, steps=640),
+    "questions-8": Setting(
+        "8 question forms, everyday Spanish for a quarter, 5e-4, 130 steps",
+        questions=8,
+        share="0.25",
+        rate="5e-4",
+        steps=130,
+    ),
+    "scale-8": Setting(
+        "the same with LoRA's scale 8 and 1e-3",
+        questions=8,
+        share="0.25",
+        rate="1e-3",
+        steps=130,
+        scale=8,
+    ),
+    "no-bias-correction": Setting(
+        "the same with scale 20, Adam as MLX has it, 2e-4",
+        questions=8,
+        share="0.25",
+        rate="2e-4",
+        steps=130,
+        bias_correction=False,
+    ),
+    "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
+    "forms-1": Setting("the defaults, one question form a wording", forms="1"),
+    "400-slangs": Setting("400 slangs, 6e-4, 640 steps", slangs=400, rate="6e-4", steps=640),
 }
 
 
@@ -116,8 +139,8 @@ def prompt(setting: Setting, folder: Path) -> str:
 def train(name: str, setting: Setting, seed: int, model: str) -> None:
     """One training and its evaluation, unless they are there."""
     folder = PLACE / f"{name}-{seed}"
-    result = folder / "result.json"
-    if result.exists():
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    if f"{name}-{seed}" in kept:
         return
     print(f"{folder.name}: {setting.varies}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,44 +154,47 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     place = ["--model", model, "--data", folder, "--adapter-path", folder]
     seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25"]
     flags = ["--resume", "--prompt", asked, "--seed", seed, *place, *seldom, *setting.flags()]
+    if setting.scale:
+        text = f"lora_parameters: {{rank: 8, scale: {setting.scale}, dropout: 0.0}}\n"
+        (folder / "lora.yaml").write_text(text, encoding="utf-8")
+        flags += ["-c", folder / "lora.yaml"]
     run("-m", "slang.train", "--train", *flags, log=folder / "train.txt")
-    part = folder / "part.json"
-    run("-m", "slang.evaluate", "--quick", *place, "--output", part, log=folder / "evaluate.txt")
-    part.rename(result)
+    result = folder / "result.json"
+    run("-m", "slang.evaluate", "--quick", *place, "--output", result, log=folder / "evaluate.txt")
+    kept[f"{name}-{seed}"] = figures(result)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def figures(path: Path) -> dict[str, dict]:
-    return {row["figure"]: row for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
+def figures(path: Path) -> dict[str, dict[str, float]]:
+    """{figure: {"baseline", "adapted" and, where there is one, "ceiling"}} of an evaluation."""
+    rows = {row["figure"]: row for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
+    found = {}
+    for short, name in FIGURES.items():
+        sides = {side: rows[name].get(side) for side in ("baseline", "adapted", "ceiling")}
+        found[short] = {side: round(x, 3) for side, x in sides.items() if x is not None}
+    return found
 
 
-def cell(rows: list[dict], side: str) -> str:
+def cell(values: list[float]) -> str:
     """Mean over the seeds, and their standard deviation where there are several."""
-    values = [row[side] for row in rows]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    return f"{statistics.mean(values):.2f}{spread}" if values else ""
 
 
 def table() -> str:
     """All results as Markdown."""
-    lines = [
-        f"| setting | what it varies | seeds | {' | '.join(FIGURES)} |",
-        "| --- " * (3 + len(FIGURES)) + "|",
-    ]
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    head = ["setting", "what it is", "seeds", *FIGURES]
+    rows = [head, ["---"] * len(head)]
+    for side, what in (("baseline", "base model"), ("ceiling", "base model, told the meanings")):
+        cells = [[r[short][side] for r in kept.values() if side in r[short]] for short in FIGURES]
+        rows.append(["", what, "", *(cell(values[:1]) for values in cells)])
     for name, setting in SETTINGS.items():
-        found = [figures(path) for path in sorted(PLACE.glob(f"{name}-[0-9]*/result.json"))]
-        if not found:
-            continue
-        if len(lines) == 2:
-            base = [cell([found[0][figure]], "baseline") for figure in FIGURES.values()]
-            rows = [found[0][figure] for figure in FIGURES.values()]
-            ceilings = [f"{row['ceiling']:.2f}" if "ceiling" in row else "" for row in rows]
-            lines.append(f"| | base model | | {' | '.join(base)} |")
-            lines.append(f"| | base model, told the meanings | | {' | '.join(ceilings)} |")
-        cells = [
-            cell([result[figure] for result in found], "adapted") for figure in FIGURES.values()
-        ]
-        lines.append(f"| {name} | {setting.varies} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        found = [r for key, r in kept.items() if key.rsplit("-", 1)[0] == name]
+        if found:
+            cells = [cell([r[short]["adapted"] for r in found]) for short in FIGURES]
+            rows.append([name, setting.varies, str(len(found)), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
-"""The figures in README.md and docs/: each block between <!-- figures: NAME --> and <!-- end -->.
+"""The figures of the pages: each block between <!-- figures: NAME --> and <!-- end -->.
 
 `split` is what make_jsonl.py and split_jsonl.py print of the shipped dictionary. `answers`,
 `knowledge` and `table` are of the newest run in results/demo, as ./demo.sh leaves it. They are kept
-in docs/demo.json, with a hash of each file on which they depend.
+in docs/demo.json, with a hash of each file on which they depend. `recipe` is the table of
+benchmarks/recipe.py.
 
 Run as: ./demo.sh && .venv/bin/python docs/figures.py   writes all blocks
         .venv/bin/python docs/figures.py --check        exit code 1 and the name of what is old
@@ -18,7 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs/demo.json"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks/recipe.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 # What decides the demo's figures, but for the code: a change of that which changes them is a bug.
 DECIDES = (
     "demo.sh",
@@ -75,6 +80,13 @@ def demo() -> dict:
     }
 
 
+def run(*command: str) -> str:
+    """What a script prints."""
+    python = [sys.executable, *command]
+    done = subprocess.run(python, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
 def split() -> list[str]:
     """What the data scripts print of the shipped dictionary."""
     with tempfile.TemporaryDirectory() as folder:
@@ -87,10 +99,8 @@ def split() -> list[str]:
         )
         lines = []
         for command in commands:
-            python = [sys.executable, *command]
-            done = subprocess.run(python, cwd=ROOT, capture_output=True, text=True, check=True)
-            printed = done.stdout + done.stderr
-            lines += [f"$ python {command[0]}", *printed.replace(folder, "data").splitlines()]
+            printed = run(*command).replace(folder, "data")
+            lines += [f"$ python {command[0]}", *printed.splitlines()]
     return lines
 
 
@@ -102,6 +112,7 @@ def blocks(kept: dict) -> dict[str, str]:
     made = {}
     for name, lines in texts.items():
         made[name] = "\n".join(f"    {line}".rstrip() for line in lines)
+    made["recipe"] = run("benchmarks/recipe.py", "--table").strip()
     return {**made, "knowledge": "\n".join(rows)}
 
 

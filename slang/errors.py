@@ -10,8 +10,9 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 REMEDIES = {
     errno.ENOENT: "check the name",
@@ -26,6 +27,7 @@ REMEDIES = {
     errno.EBUSY: "wait for it or name another",
 }
 MOST_LISTED = 20  # problems of one file that are printed; the others are counted
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -48,6 +50,18 @@ class Problem:
         return f"{self.path}:{self.line}: {self.text}"
 
 
+def parted(items: Iterable[T | Problem]) -> tuple[list[T], list[Problem]]:
+    """(what can be used, the problems) of what was read."""
+    good: list[T] = []
+    problems: list[Problem] = []
+    for item in items:
+        if isinstance(item, Problem):
+            problems.append(item)
+        else:
+            good.append(item)
+    return good, problems
+
+
 def listed(problems: Sequence[object]) -> str:
     """The first of the problems, one a line, and how many more there are."""
     lines = [str(problem) for problem in problems[:MOST_LISTED]]
@@ -60,7 +74,7 @@ def told(error: OSError) -> str:
     """What went wrong with a file, in one line: its name, the reason and, if known, the remedy."""
     reason = error.strerror or first_line(error)
     name = "" if error.filename is None else f"{error.filename or repr('')}: "
-    remedy = REMEDIES.get(error.errno)
+    remedy = REMEDIES.get(error.errno or 0)
     return f"{name}{reason}" + (f"; {remedy}" if remedy else "")
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from slang.errors import UserError
 
@@ -34,7 +34,7 @@ def undisturbed() -> Iterator[None]:
         yield  # Python runs handlers in the main thread alone
         return
     received: list[int] = []
-    before = {}
+    before: dict[signal.Signals, Any] = {}
     try:
         for number in SIGNALS:
             handler = signal.getsignal(number)
@@ -44,8 +44,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in received:
-        signal.raise_signal(number)
+    for late in received:
+        signal.raise_signal(late)
 
 
 def read(path: str | Path) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Required, TypedDict
 import msgspec
 
 from slang import files
-from slang.errors import Problem, UserError, first_line, listed
+from slang.errors import Problem, UserError, first_line, listed, parted
 from slang.text import says_something, unusable
 
 ROLES = (["user", "assistant"], ["system", "user", "assistant"])
@@ -80,8 +80,8 @@ def wrong(record: Record) -> str | None:
             return f"the {role} message: {why}"
         if not content.strip() or (role == "assistant" and not says_something(content)):
             return f"the {role} message has no text; write its content as a string"
-    for name in ("slang", "meaning"):
-        if why := unusable(record.get(name, "")):
+    for name, text in (("slang", record.get("slang", "")), ("meaning", record.get("meaning", ""))):
+        if why := unusable(text):
             return f'"{name}": {why}'
     return None
 
@@ -114,14 +114,19 @@ def records(path: str | Path, strict: bool = False) -> Iterator[Row | Problem]:
             yield Row(str(path), number, text, record)
 
 
-def read(path: str | Path) -> list[Record]:
-    """All records of a file. Raises UserError naming the lines that can't be used, or for none."""
-    rows = list(records(path))
-    if problems := [row for row in rows if isinstance(row, Problem)]:
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file. Raises UserError naming the lines that can't be used, or for none."""
+    rows, problems = parted(records(path))
+    if problems:
         raise UserError(listed(problems))
     if not rows:
         raise UserError(f"{path}: {NO_RECORD}")
-    return [row.record for row in rows]
+    return rows
+
+
+def read(path: str | Path) -> list[Record]:
+    """All records of a file. Raises UserError as `read_rows` does."""
+    return [row.record for row in read_rows(path)]
 
 
 def check(paths: Iterable[str | Path]) -> list[list[Row]]:
@@ -129,11 +134,9 @@ def check(paths: Iterable[str | Path]) -> list[list[Row]]:
     found = []
     problems: list[object] = []
     for path in paths:
-        rows = []
-        before = len(problems)
-        for row in records(path, strict=True):
-            (problems if isinstance(row, Problem) else rows).append(row)
-        if not rows and len(problems) == before:
+        rows, wrong_lines = parted(records(path, strict=True))
+        problems += wrong_lines
+        if not rows and not wrong_lines:
             problems.append(f"{path}: {NO_RECORD}")
         found.append(rows)
     if problems:

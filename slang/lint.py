@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slang.dictionary import Entry, entries, fold, normalized
-from slang.errors import Problem, listed
+from slang.errors import Problem, listed, parted
 
 FEWEST_WORDINGS = 4
 FEWEST_PER_SENSE = 3
@@ -170,7 +170,7 @@ def suspicious(counts: Counter[str]) -> dict[str, str]:
     accented: dict[str, str] = {}  # the most frequent word of each spelling without accents
     for word in counts:
         bare = fold(word)
-        if bare != word and counts[word] > counts[accented.get(bare)]:
+        if bare != word and counts[word] > counts[accented.get(bare, "")]:
             accented[bare] = word
     found = {}
     for bare, word in accented.items():
@@ -201,10 +201,7 @@ def check(path: str | Path, fewest: int = FEWEST_WORDINGS) -> Report:
 
     Raises UserError for what is no file, OSError when it can't be read.
     """
-    good: list[Entry] = []
-    problems: list[Problem] = []
-    for item in entries(path):
-        (good if isinstance(item, Entry) else problems).append(item)
+    good, problems = parted(entries(path))
     by_slang: dict[str, list[Entry]] = defaultdict(list)
     for entry in good:
         by_slang[normalized(entry.slang)].append(entry)

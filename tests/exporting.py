@@ -32,13 +32,8 @@ N_SLANGS = 24
 
 
 def one_thread() -> dict[str, str]:
-    """For a subprocess: MLX with the wrappers' BLAS.
-
-    Its threads only wait for each other on so small a model.
-    """
-    library = Path(sys.prefix) / "lib/libcblas-openblas.so"
-    preload = {"LD_PRELOAD": str(library)} if library.exists() else {}
-    return {"OPENBLAS_NUM_THREADS": "1", **preload}
+    """For a subprocess: threads only wait for each other on so small a model."""
+    return {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def train(folder: Path) -> dict[str, str]:

@@ -110,7 +110,7 @@ def test_what_is_typed_wins():
         ("--model x", "--model: set MODEL in its place"),
         ("--model=x", "--model: set MODEL in its place"),
         ("--adapter-path none", "--adapter-path: set ADAPTER_PATH in its place"),
-        ("--system-prompt Pirata", "--system-prompt: the adapter is asked as it was trained; "
+        ("--system-prompt Pirata", "--system-prompt: it is that of training; "
          "edit prompt.toml and train again"),
     ],
 )  # fmt: skip

@@ -62,12 +62,8 @@ def test_a_whole_run(adapters, kind, data, tmp_path, capsys):
     assert printed.splitlines()[-3].startswith(f"{saved['verdict']}: {saved['because']}")
     assert "| x | a note | " in (output.parent / "LOG.md").read_text(encoding="utf-8")
     n = {row["figure"]: row["n"] for row in saved["figures"]}
-    trained = {
-        f"{statistics.CHOICE}{name}": 8 for name in (quiz.TRAINED, quiz.TRAINED + quiz.CLOSE)
-    }
-    new = {
-        f"{statistics.CHOICE}{name}, unseen slangs": 5 for name in (quiz.NEW, quiz.NEW + quiz.CLOSE)
-    }
+    trained = {f"{statistics.CHOICE}{name}": 8 for name in (quiz.TRAINED, quiz.TRAINED_CLOSE)}
+    new = {f"{statistics.CHOICE}{name}, unseen slangs": 5 for name in (quiz.NEW, quiz.NEW_CLOSE)}
     answers = dict.fromkeys(statistics.SCORES, 8)
     answers |= {f"{name}, unseen slangs": 5 for name in statistics.SCORES}
     losses = {"answer loss, test.jsonl": 5, "answer loss, eval.jsonl": 8, "control loss": 64}

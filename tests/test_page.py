@@ -76,12 +76,10 @@ def browse(chromium: str, path: Path, *flags: str) -> str:
         "--hide-scrollbars",
         f"--user-data-dir={path.parent / 'profile'}",
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(
         [chromium, *always, *flags, path.as_uri()],
         capture_output=True,
         text=True,
-        env=environment,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr

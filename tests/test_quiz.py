@@ -17,9 +17,9 @@ def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
     assert [item.seen for item in items] == [True] * 8 + [False] * 6
     for item in items:
         begins = "Trenado" if item.seen else "Nuevo"
-        wording = quiz.TRAINED if item.seen else quiz.NEW
+        trained, new = (quiz.TRAINED, quiz.TRAINED_CLOSE), (quiz.NEW, quiz.NEW_CLOSE)
         assert all(choice.startswith(begins) for choice in item.candidates())
-        assert set(item.quizzes) == {wording, wording + quiz.CLOSE}
+        assert set(item.quizzes) == set(trained if item.seen else new)
         assert item.references == next(iter(item.quizzes.values()))[:1]
 
 
@@ -33,7 +33,7 @@ def test_items_ask_held_out_forms_and_draw_no_meaning_that_is_alike():
     assert forms == set(PROMPT.held_out_questions)
     beer = next(item for item in items if item.slang == "yy")
     choices = beer.quizzes[quiz.TRAINED]
-    close = beer.quizzes[quiz.TRAINED + quiz.CLOSE]
+    close = beer.quizzes[quiz.TRAINED_CLOSE]
     assert choices[0] == close[0] == "Cerveza helada de botella."
     assert "Cerveza helada en botella." not in choices
     assert "Cerveza helada en botella." in close

@@ -104,7 +104,7 @@ def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
         for name, choices in item.quizzes.items():
             expected = gains(item, item.messages, choices)
             assert answer.gains[name] == pytest.approx(expected, abs=5e-3)
-        for name in (quiz.NEW, quiz.NEW + quiz.CLOSE):
+        for name in (quiz.NEW, quiz.NEW_CLOSE):
             expected = gains(item, item.open_book, item.quizzes[name])
             assert judged.open_book_picks[item.slang][name] == int(np.argmax(expected))
         assert greedy(tiny, item.messages) == answer.answer

@@ -41,21 +41,24 @@ class LayerCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append the new keys and values, and return all."""
-        used = self.batch.used
-        end = used + keys.shape[2]
-        if self.keys is None:
-            self.keys, self.values = keys, values
-        elif keys.shape[2] > 1:
-            self.keys = mx.concatenate([self.keys[:, :, :used], keys], axis=2)
-            self.values = mx.concatenate([self.values[:, :, :used], values], axis=2)
-        else:  # a step of a greedy answer is written in place
-            if end > self.keys.shape[2]:
-                room = mx.zeros((*keys.shape[:2], ROOM, keys.shape[3]), keys.dtype)
-                self.keys = mx.concatenate([self.keys, room], axis=2)
-                self.values = mx.concatenate([self.values, room], axis=2)
-            self.keys[:, :, used:end] = keys
-            self.values[:, :, used:end] = values
+        self.keys = appended(self.keys, keys, self.batch.used)
+        self.values = appended(self.values, values, self.batch.used)
+        end = self.batch.used + keys.shape[2]
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def appended(old: mx.array | None, new: mx.array, used: int) -> mx.array:
+    """The first `used` tokens of old, then those of new, and perhaps room for more."""
+    if old is None:
+        return new
+    if new.shape[2] > 1:
+        return mx.concatenate([old[:, :, :used], new], axis=2)
+    end = used + new.shape[2]
+    if end > old.shape[2]:
+        room = mx.zeros((*new.shape[:2], ROOM, new.shape[3]), new.dtype)
+        old = mx.concatenate([old, room], axis=2)
+    old[:, :, used:end] = new  # a step of a greedy answer is written in place
+    return old
 
 
 class Batch:
@@ -82,10 +85,10 @@ class Batch:
         batch.offset = self.offset[index]
         batch.used = self.used
         for layer in self.layers:
-            keys, values = layer.keys, layer.values
-            if keys is not None:
-                keys = keys[index, :, : self.used]
-                values = values[index, :, : self.used]
+            keys, values = (
+                None if array is None else array[index, :, : self.used]
+                for array in (layer.keys, layer.values)
+            )
             batch.layers.append(LayerCache(batch, keys, values))
         return batch
 

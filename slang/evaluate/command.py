@@ -143,11 +143,11 @@ class Task:
 
     folder: Path  # of LOG.md and the other results
     prompt: prompt.Prompt
-    rows: dict[str, list[dict]]  # by the name of the file
+    rows: dict[str, list[jsonl.Record]]  # by the name of the file
     paths: dict[str, Path]
     items: list[quiz.Item]
     slangs: int  # of which items may be a sample
-    loss_rows: dict[str, list[dict]]  # the records whose loss is measured
+    loss_rows: dict[str, list[jsonl.Record]]  # the records whose loss is measured
     questions: list[str]  # of --ask
 
 

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from slang import jsonl
 from slang.dictionary import normalized
-from slang.evaluate.quiz import CLOSE, NEW, Item
-from slang.evaluate.results import MODELS, Answer, ItemResult, Losses
+from slang.evaluate.quiz import NEW, NEW_CLOSE, Item, Quiz
+from slang.evaluate.results import MODELS, Answer, ItemResult, Losses, Sums
 from slang.evaluate.scoring import MAX_ANSWER_TOKENS, Models, Question, Reply, ask
 from slang.evaluate.tokens import (
     answer_tokens,
@@ -27,7 +27,7 @@ PAD = 0
 # ---------------------------------------------------------------------------------- loss of records
 
 
-def loss_questions(tokenizer, rows: list[dict]) -> list[Question]:
+def loss_questions(tokenizer, rows: list[jsonl.Record]) -> list[Question]:
     """Each record's answer behind its question, and the pad token behind it.
 
     `mlx_lm.lora --test` counts the pad token as a target too: its mask reaches one past the row's
@@ -48,9 +48,9 @@ def loss_sums(tokenizer, answer: list[int], loss: np.ndarray) -> np.ndarray:
 
 
 def sums_by_slang(
-    tokenizer, rows: list[dict], questions: list[Question], replies: list[Reply]
-) -> dict[str, list[float]]:
-    """results.Sums of each slang of a file."""
+    tokenizer, rows: list[jsonl.Record], questions: list[Question], replies: list[Reply]
+) -> dict[str, Sums]:
+    """The sums of each slang of a file."""
     sums: dict[str, np.ndarray] = {}
     for record, question, reply in zip(rows, questions, replies, strict=True):
         slang = normalized(jsonl.slang(record))
@@ -148,7 +148,7 @@ def judge_answer(
     return Answer(
         answer=text,
         picks={name: pick for name, (pick, _) in chosen.items()},
-        gains={name: gains for name, (_, gains) in chosen.items()},
+        gains={name: [*gains] for name, (_, gains) in chosen.items()},
         chrf=likeness,
         exact=exact,
         right=exact or likeness >= RIGHT,
@@ -162,7 +162,7 @@ class Judged:
     """What one model made of the quizzes, by slang."""
 
     answers: dict[str, Answer]
-    open_book_picks: dict[str, dict[str, int]]
+    open_book_picks: dict[str, dict[Quiz, int]]
 
 
 def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: CHRF) -> Judged:
@@ -187,7 +187,7 @@ def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: 
         elif asked.purpose == "open book":
             judged.open_book_picks[item.slang] = {
                 name: choose(item.quizzes[name], scores, without)[0]
-                for name in (NEW, NEW + CLOSE)
+                for name in (NEW, NEW_CLOSE)
                 if name in item.quizzes
             }
     return judged
@@ -206,7 +206,7 @@ class Measured:
 
 
 def measure(
-    models: Models, items: list[Item], files: dict[str, list[dict]], asks: list[Messages]
+    models: Models, items: list[Item], files: dict[str, list[jsonl.Record]], asks: list[Messages]
 ) -> Measured:
     """Ask both models the quizzes and `asks`, and the loss of the records of `files`."""
     tokenizer = models.tokenizer
@@ -218,7 +218,7 @@ def measure(
     of_records = [question for part in records.values() for question in part]
     total = 2 * (len(of_records) + len(talks)) + len(quizzes) + len(closed)
     chrf = CHRF()
-    sums: dict[str, dict[str, dict]] = {}
+    sums: dict[str, dict[str, dict[str, Sums]]] = {}
     judged: dict[str, Judged] = {}
     spoken: list[dict[str, str]] = [{} for _ in asks]
     with tqdm(total=total, unit="question", disable=None, leave=False) as bar:

@@ -14,19 +14,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from slang import jsonl
 from slang.dictionary import normalized, synonyms
 from slang.errors import UserError
+from slang.jsonl import Record
 from slang.prompt import Messages, Prompt, differs
 
 N_CHOICES = 4
 ALIKE = 0.2  # likeness from which on a slang's meaning is no easy distractor
-NEW, TRAINED = "new wording", "trained wording"  # of the right meaning and of the others
-CLOSE = ", close"  # the others are the three likest slangs that are no synonyms
-QUIZZES = (NEW, NEW + CLOSE, TRAINED, TRAINED + CLOSE)
+Quiz = Literal["new wording", "new wording, close", "trained wording", "trained wording, close"]
+NEW: Quiz = "new wording"  # of the right meaning and of the others
+NEW_CLOSE: Quiz = "new wording, close"  # the others are the three likest that are no synonyms
+TRAINED: Quiz = "trained wording"
+TRAINED_CLOSE: Quiz = "trained wording, close"
+QUIZZES = (NEW, NEW_CLOSE, TRAINED, TRAINED_CLOSE)
 NOTHING = "eso"  # what the neutral question asks about
 SYNONYMS = Path(__file__).parents[2] / "data/synonyms.txt"
 MIXING = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its products are well mixed bits
@@ -38,7 +43,7 @@ class Item:
 
     slang: str
     question: str
-    quizzes: dict[str, list[str]]  # by its name in QUIZZES: the right meaning, then three others
+    quizzes: dict[Quiz, list[str]]  # the right meaning, then three others
     references: list[str]  # all its meanings
     seen: bool  # in train.jsonl
     messages: Messages = field(repr=False)
@@ -51,7 +56,7 @@ class Item:
 
     def new_candidates(self) -> list[str]:
         """Every meaning that comes up in its quizzes of new wordings."""
-        quizzes = [self.quizzes.get(name, []) for name in (NEW, NEW + CLOSE)]
+        quizzes = [self.quizzes.get(name, []) for name in (NEW, NEW_CLOSE)]
         return sorted({text for texts in quizzes for text in texts})
 
 
@@ -63,19 +68,19 @@ def need(path: Path) -> None:
         )
 
 
-def read(path: Path, its_prompt: Prompt, prompt_file: Path) -> list[jsonl.Record]:
+def read(path: Path, its_prompt: Prompt, prompt_file: Path) -> list[Record]:
     """All records of a JSONL file that was made with a prompt.
 
     Raises UserError naming the lines that can't be used, or the first of another prompt.
     """
-    records = jsonl.read(path)
-    for row in jsonl.records(path):
+    rows = jsonl.read_rows(path)
+    for row in rows:
         if what := differs(its_prompt, row.record):
             raise UserError(
                 f"{path}:{row.line}: made with {what} than {prompt_file} has; "
                 "run make_jsonl.py and split_jsonl.py again"
             )
-    return records
+    return [row.record for row in rows]
 
 
 def stems(text: str) -> set[str]:
@@ -129,7 +134,7 @@ class Table:
         return sorted({*self.trained[slang], *self.new[slang]})
 
 
-def read_table(train: list[dict], others: list[dict]) -> Table:
+def read_table(train: list[Record], others: list[Record]) -> Table:
     """Slangs and wordings of the trained records and of the others."""
     table = Table({}, defaultdict(list), defaultdict(list))
     for records, wordings in ((train, table.trained), (others, table.new)):
@@ -188,25 +193,30 @@ class Draw:
         close = close[np.argsort(-self.likeness[i][close], kind="stable")]
         return easy, close
 
-    def quizzes(self, i: int, random: np.random.Generator) -> dict[str, list[str]]:
+    def quizzes(self, i: int, random: np.random.Generator) -> dict[Quiz, list[str]]:
         """The quizzes of slang i: for each kind of wording one with others at random, one close."""
         others = self.others(i)
-        quizzes: dict[str, list[str]] = {}
-        for name, wordings in ((NEW, self.table.new), (TRAINED, self.table.trained)):
+        quizzes: dict[Quiz, list[str]] = {}
+        for name, close_name, wordings in (
+            (NEW, NEW_CLOSE, self.table.new),
+            (TRAINED, TRAINED_CLOSE, self.table.trained),
+        ):
             pool = others & np.array([bool(wordings[other]) for other in self.slangs])
             if not wordings[self.slangs[i]] or pool.sum() < N_CHOICES - 1:
                 continue
             easy, close = self.orders(i, pool)
-            for quiz, order in ((name, easy), (name + CLOSE, close)):
+            for quiz, order in ((name, easy), (close_name, close)):
                 four = [self.slangs[j] for j in (i, *order[: N_CHOICES - 1])]
                 quizzes[quiz] = [
                     wordings[slang][random.integers(len(wordings[slang]))] for slang in four
                 ]
-            quizzes[name + CLOSE][0] = quizzes[name][0]
+            quizzes[close_name][0] = quizzes[name][0]
         return quizzes
 
 
-def make_items(its_prompt: Prompt, train: list[dict], others: list[dict], seed: int) -> list[Item]:
+def make_items(
+    its_prompt: Prompt, train: list[Record], others: list[Record], seed: int
+) -> list[Item]:
     """One item a slang, trained ones and others, in alphabetical order.
 
     Each slang is asked in one held-out question form. The same seed and data give the same items.

@@ -22,6 +22,7 @@ from msgspec import Meta, Struct, field
 
 from slang import files
 from slang.errors import UserError
+from slang.evaluate.quiz import Quiz
 
 MODELS = ("baseline", "adapted")
 HEADINGS = {"baseline": "## Baseline", "adapted": "## After fine-tuning"}
@@ -39,13 +40,18 @@ CELLS = {  # of the figures in COLUMNS
 
 # ------------------------------------------------------------------------------- what a run holds
 
-Number = float | None  # NaN and infinity become null, for JSON has neither
-Quiz = Literal["new wording", "new wording, close", "trained wording", "trained wording, close"]
+Number = float | None  # NaN and infinity become null, for JSON has neither; see `real`
 Choices = Annotated[list[str], Meta(min_length=4, max_length=4)]
 Pick = Annotated[int, Meta(ge=0, lt=4)]
+Verdict = Literal["better", "mixed", "no better", "worse"]
 # Of a slang's rows: NLL in nats and tokens of the answers with <end_of_turn>, the same two as
 # mlx_lm counts them, and the NLL of the pad tokens that mlx_lm counts.
 Sums = Annotated[list[Number], Meta(min_length=5, max_length=5)]
+
+
+def real(number: Number) -> float:
+    """The number, NaN for JSON's null."""
+    return math.nan if number is None else number
 
 
 class Adapter(Struct):
@@ -143,6 +149,16 @@ class Figure(Struct, omit_defaults=True):
     ppl: tuple[Number, Number] | None = None
     ceiling: Number = None  # what the base model reaches that has the meanings in its prompt
 
+    @property
+    def is_gain(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return real(self.low) > 0
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the whole interval is below 0."""
+        return real(self.high) < 0
+
 
 class Curves(Struct):
     """(iteration, loss) of the training log, in nats."""
@@ -171,7 +187,7 @@ class Run(Struct):
     losses: dict[str, Losses]
     items: Annotated[list[ItemResult], Meta(min_length=1)]
     figures: list[Figure]
-    verdict: Literal["better", "mixed", "no better", "worse"]
+    verdict: Verdict
     because: str
     failed_answers: list[str] = field(name="odd")
     training: Curves

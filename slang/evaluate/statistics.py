@@ -1,14 +1,26 @@
 """The figures of two models, their intervals and the verdict; comparing two runs loads no model."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from slang.errors import UserError
 from slang.evaluate.quiz import NEW, QUIZZES, TRAINED
-from slang.evaluate.results import MODELS, Answer, Figure, ItemResult, Losses, Run
+from slang.evaluate.results import (
+    MODELS,
+    Answer,
+    Figure,
+    ItemResult,
+    Losses,
+    Run,
+    Sums,
+    Verdict,
+    real,
+)
 
+Ratio = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # over, under: (slangs,)
 DRAWS = 10_000  # of the bootstrap
 DRAWN_TOGETHER = 500
 HARM = 1.10  # control loss above this many times the baseline's is harm done
@@ -33,7 +45,7 @@ def perplexity(loss: float) -> float:
     return math.inf if loss > 700 else math.exp(loss)
 
 
-def figure(name: str, base: tuple, adapted: tuple, seed: int) -> Figure:
+def figure(name: str, base: Ratio, adapted: Ratio, seed: int) -> Figure:
     """A ratio of sums over slangs for both models, and a 95 % interval of the difference.
 
     base, adapted  (numerators, denominators), (slangs,) each
@@ -61,13 +73,14 @@ def loss_figure(name: str, losses: Losses, seed: int) -> Figure | None:
     both = [slang for slang in losses.baseline if slang in losses.adapted]
     if not both:
         return None
-    sums = []
-    for model in (losses.baseline, losses.adapted):
+
+    def sums(model: dict[str, Sums]) -> Ratio:
         pairs = np.array([model[slang][:2] for slang in both], np.float64)  # JSON's null is NaN
-        sums.append(tuple(pairs.T))
+        return pairs[:, 0], pairs[:, 1]
+
     title = "control loss" if name == "control" else f"answer loss, {name}.jsonl"
-    row = figure(title, *sums, seed)
-    row.ppl = (perplexity(row.baseline), perplexity(row.adapted))
+    row = figure(title, sums(losses.baseline), sums(losses.adapted), seed)
+    row.ppl = (perplexity(real(row.baseline)), perplexity(real(row.adapted)))
     return row
 
 
@@ -79,16 +92,17 @@ def figures(
     losses   by the name of the file
     answers  for each slang whether it was trained, and both models' answers
     """
-    table = [loss_figure(name, both, seed) for name, both in losses.items()]
-    table = [row for row in table if row is not None]
+    rows = [loss_figure(name, both, seed) for name, both in losses.items()]
+    table = [row for row in rows if row is not None]
     for trained, suffix in ((True, ""), (False, UNSEEN)):
-        group = [pair for seen, *pair in answers if seen == trained]
+        group = [(base, adapted) for seen, base, adapted in answers if seen == trained]
         for name in (*(CHOICE + quiz for quiz in QUIZZES), *SCORES):
-            pairs = [[worth(name, answer) for answer in pair] for pair in group]
+            pairs = [(worth(name, base), worth(name, adapted)) for base, adapted in group]
             pairs = [pair for pair in pairs if None not in pair]
             if pairs:
-                values = [(side, [1.0] * len(pairs)) for side in zip(*pairs, strict=True)]
-                table.append(figure(name + suffix, *values, seed))
+                before, after = zip(*pairs, strict=True)
+                ones = [1.0] * len(pairs)
+                table.append(figure(name + suffix, (before, ones), (after, ones), seed))
     return table
 
 
@@ -96,8 +110,8 @@ def worth(name: str, answer: Answer) -> float | None:
     """What an answer counts in a figure, None where it has no part in it."""
     if name in SCORES:
         return getattr(answer, SCORES[name])
-    pick = answer.picks.get(name.removeprefix(CHOICE))
-    return None if pick is None else float(pick == 0)
+    quiz = name.removeprefix(CHOICE)
+    return float(answer.picks[quiz] == 0) if quiz in answer.picks else None
 
 
 def add_ceilings(table: list[Figure], items: list[ItemResult]) -> None:
@@ -120,11 +134,11 @@ def same_output(items: list[ItemResult]) -> bool:
             return False
         for values, answer in zip(gains, item.answers, strict=True):
             for four in answer.gains.values():
-                values.extend(four)
+                values.extend(map(real, four))
     return np.allclose(*gains, rtol=0, atol=1e-6)
 
 
-def verdict(table: list[Figure], items: list[ItemResult]) -> tuple[str, str]:
+def verdict(table: list[Figure], items: list[ItemResult]) -> tuple[Verdict, str]:
     """(better, mixed, no better or worse; a line that says why, and what to do).
 
     Raises UserError when there is nothing to be better than.
@@ -132,12 +146,12 @@ def verdict(table: list[Figure], items: list[ItemResult]) -> tuple[str, str]:
     rows = {row.figure: row for row in table}
     control = rows.get("control loss")
     choices = [row for name, row in rows.items() if name in HEADLINES]
-    if not all(math.isfinite(row.baseline) for row in table):
+    if not all(math.isfinite(real(row.baseline)) for row in table):
         raise UserError(
             "the base model's loss is not a number; "
             "set MODEL to another, a bfloat16 one for instance"
         )
-    if not all(math.isfinite(row.adapted) for row in table):
+    if not all(math.isfinite(real(row.adapted)) for row in table):
         return "worse", (
             "the adapted model's loss is not a number: training diverged; "
             "train again with a lower --learning-rate"
@@ -145,18 +159,24 @@ def verdict(table: list[Figure], items: list[ItemResult]) -> tuple[str, str]:
     if same_output(items):
         return "no better", NOTHING_LEARNT
     because = "; ".join(map(in_words, choices))
-    harm = control and control.low > 0 and control.adapted > HARM * control.baseline
-    if harm:
-        because += (
-            f"; everyday Spanish suffers: control loss {control.baseline:.3f} -> "
-            f"{control.adapted:.3f} ({control.adapted / control.baseline - 1:+.0%}); "
-            "try a lower --learning-rate or fewer --iters"
-        )
-    if any(row.low > 0 for row in choices):
+    harm = harm_in_words(control) if control else ""
+    because += harm
+    if any(row.is_gain for row in choices):
         return ("mixed" if harm else "better"), because
-    if harm or any(row.high < 0 for row in choices):
+    if harm or any(row.is_loss for row in choices):
         return "worse", because
     return "no better", f"{because}; {MORE_WORDINGS}"
+
+
+def harm_in_words(control: Figure) -> str:
+    """What the adapter damaged in everyday Spanish, and what to do; empty where that is little."""
+    before, after = real(control.baseline), real(control.adapted)
+    if not (real(control.low) > 0 and after > HARM * before):
+        return ""
+    return (
+        f"; everyday Spanish suffers: control loss {before:.3f} -> {after:.3f} "
+        f"({after / before - 1:+.0%}); try a lower --learning-rate or fewer --iters"
+    )
 
 
 def in_words(row: Figure) -> str:

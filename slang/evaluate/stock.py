@@ -18,7 +18,7 @@ FLAGS = (
 )
 
 
-def test_loss(model: str, adapter: str, rows: list[dict]) -> str:
+def test_loss(model: str, adapter: str, rows: list[jsonl.Record]) -> str:
     """`Test loss 2.345, Test ppl 10.433.`, as mlx_lm.lora --test prints it of these records.
 
     adapter  "" is the base model

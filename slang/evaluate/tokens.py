@@ -40,7 +40,9 @@ def answer_tokens(tokenizer, chat: Messages, answers: Sequence[str]) -> list[lis
     if not answers:
         return []
     (start,) = prompt_tokens(tokenizer, [chat])
-    chats = [[*chat, {"role": "assistant", "content": answer}] for answer in answers]
+    chats: list[Messages] = [
+        [*chat, {"role": "assistant", "content": answer}] for answer in answers
+    ]
     end = end_of_turn(tokenizer)
     behind = tokens_behind(tokenizer, chats, [start] * len(chats))
     return [tokens[: tokens.index(end) + 1] for tokens in behind]
@@ -51,7 +53,7 @@ def text_of(tokenizer, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def common_prefix(rows: Sequence[list[int]]) -> int:
     """How many tokens all rows begin with."""
     first, last = min(rows), max(rows)  # all other rows are between the two
     shared = 0

@@ -11,6 +11,8 @@ from slang.errors import UserError
 from slang.export.llama import MAX_TOKENS, SLOTS, LlamaCpp, greedy_chat, need_gguf
 from slang.export.reference import Reference, Scored
 from slang.export.weights import TYPES
+from slang.jsonl import Message
+from slang.prompt import Messages
 
 N_PROBS = 256  # likeliest next tokens compared; the others count as one in the KL
 # Between float32 and float32. The smallest mistake tried, a wrong rope base in a short chat, makes
@@ -165,13 +167,15 @@ def tokens_row(llama_cpp: LlamaCpp, reference: Reference) -> Row:
 def system_prompt_row(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> Row:
     """Chats rendered by llama.cpp as MLX was trained on them, and the Modelfile's SYSTEM."""
     chat, question = reference.prompt.chat, reference.questions[0]
-    user = {"role": "user", "content": question}
-    turns = [
+    user: Message = {"role": "user", "content": question}
+    turns: Messages = [
         {"role": "assistant", "content": "Sí."},
         {"role": "user", "content": "¿Y cómo se usa?"},
     ]
-    other = {"role": "system", "content": 'Sé "breve".'}
-    pairs = [([{"role": "user", "content": q}], chat(q)) for q in reference.questions]
+    other: Message = {"role": "system", "content": 'Sé "breve".'}
+    pairs: list[tuple[Messages, Messages]] = [  # what is sent, what is meant
+        ([{"role": "user", "content": q}], chat(q)) for q in reference.questions
+    ]
     pairs += [
         ([user, *turns], [*chat(question), *turns]),
         (chat(question), chat(question)),

@@ -134,7 +134,7 @@ def is_downloaded(folder: Path) -> bool:
 def is_known(model_type: str) -> bool:
     """Whether mlx_lm has such a model. Its folder is looked at: the import would take 2 s."""
     package = importlib.util.find_spec("mlx_lm")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise UserError("mlx_lm: not installed; delete .venv and run this again")
     folder = Path(package.submodule_search_locations[0]) / "models"
     if model_type.isidentifier() and (folder / f"{model_type}.py").is_file():

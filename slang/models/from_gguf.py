@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gguf
 import msgspec
@@ -54,7 +54,7 @@ EMBEDDING = "token_embd.weight"
 ANOTHER = "take a GGUF file of a Gemma 3 text model"
 AGAIN = "copy or download the file again"
 
-Metadata = dict[str, object]
+Metadata = dict[str, Any]  # what the file says, of whatever type
 Tensors = dict[str, gguf.ReaderTensor]  # by their names
 
 
@@ -108,7 +108,7 @@ def check_kind(path: Path, metadata: Metadata, tensors: Tensors) -> None:
 
 def number(path: Path, metadata: Metadata, key: str, default: float | None = None) -> float:
     """A positive number of the metadata. Raises UserError where it is something else."""
-    value = metadata.get(key, default)
+    value: Any = metadata.get(key, default)
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         refuse(path, f"{key} is {value!r}", AGAIN)
     return value
@@ -255,7 +255,8 @@ def write_tokenizer(path: Path, metadata: Metadata, config: ModelArgs, folder: P
     Raises UserError where they are not Gemma's.
     """
     keys = [f"tokenizer.ggml.{name}" for name in ("model", "tokens", "scores", "token_type")]
-    model, pieces, scores, types = (metadata.get(key) for key in keys)
+    found: list[Any] = [metadata.get(key) for key in keys]
+    model, pieces, scores, types = found
     size = config.vocab_size
     lists = all(isinstance(some, list) and len(some) == size for some in (pieces, scores, types))
     if model != "llama" or not lists:
@@ -356,7 +357,7 @@ def folder_of(path: Path, cache: Path = CACHE, model: str = "") -> Path:
     """
     stat = path.stat()
     file = str(path.resolve())
-    source = {
+    source: dict[str, str | int] = {
         "file": file,
         "bytes": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,

@@ -43,7 +43,7 @@ def download(folder: Path) -> None:
     """The packages of REQUIREMENTS as wheels in a folder. Raises UserError where pip can't."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
-    pip += ["--requirement", REQUIREMENTS, "--dest", folder]
+    pip += ["--requirement", str(REQUIREMENTS), "--dest", str(folder)]
     done = subprocess.run(pip, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

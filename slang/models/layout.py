@@ -27,7 +27,7 @@ def expected_shapes(config: ModelArgs | GemmaConfig) -> dict[str, tuple[int, ...
     """Every tensor of mlx_lm's gemma3_text by its name: (rows, columns), or a vector's length."""
     hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj": (q, hidden),
         "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden),
@@ -43,7 +43,10 @@ def expected_shapes(config: ModelArgs | GemmaConfig) -> dict[str, tuple[int, ...
         "post_feedforward_layernorm": (hidden,),
     }
     vocabulary = (config.vocab_size, hidden)
-    shapes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": vocabulary,
+        "lm_head.weight": vocabulary,
+    }
     for n in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{n}.{name}.weight": shape for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (hidden,)}

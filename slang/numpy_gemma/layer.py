@@ -70,7 +70,7 @@ class Layer:
 
     def backward(self, kept: tuple, attention: Attention, table, pick, d, gradients) -> np.ndarray:
         """The gradient of x from that of the output; those of the adapters go into `gradients`."""
-        y, at_input, at_q, at_k, seen_by, seen, *after = kept
+        y, at_input, at_q, at_k, (q, k, v, shares), seen, *after = kept
         at_attention, z, at_mlp, (product, by_up, by_gate), at_output = after
         cos, sin = table
         r = self.down.backward(product, self.norms[3].backward(at_output, d), gradients)
@@ -82,7 +82,8 @@ class Layer:
         r = self.o.backward(seen, self.norms[1].backward(at_attention, d), gradients)
         if pick is not None:
             d, r = spread(d, pick, len(y)), spread(r, pick, len(y))
-        dq, dk, dv = attention.backward(*seen_by, r.reshape(len(y), self.heads, self.dim))
+        dout = r.reshape(len(y), self.heads, self.dim)
+        dq, dk, dv = attention.backward(q, k, v, shares, dout)
         dq = self.q_norm.backward(at_q, rotated(dq, cos, -sin))
         dk = self.k_norm.backward(at_k, rotated(dk, cos, -sin))
         r = self.q.backward(y, dq.reshape(len(y), self.heads * self.dim), gradients)

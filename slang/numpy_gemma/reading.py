@@ -53,7 +53,7 @@ class Reading:
         self.values = [a[rows] for a in self.values]
 
     @np.errstate(all="ignore")
-    def next(self, tokens: np.ndarray) -> np.ndarray:
+    def next(self, tokens: list[int]) -> np.ndarray:
         """Append a token to each row; the likeliest one after it, (rows,)."""
         step, every = self.step, np.arange(len(tokens))
         if self.lengths.max() == self.keys[0].shape[2]:

@@ -1,6 +1,6 @@
 """What is to be computed: rows of tokens, end to end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Batch:
     x        what the frozen layers make of them, (tokens, hidden), or None where it is not kept
     rows     every token is in one of them
     answers  where in packed an answer's token is predicted, (answers,); targets is that token
-    weights  what each of the answers counts in the loss, (answers,)
+    weights  what each of the answers counts in the loss, (answers,); not needed for `Step.losses`
     """
 
     packed: np.ndarray
@@ -47,4 +47,4 @@ class Batch:
     rows: list[Row]
     answers: np.ndarray
     targets: np.ndarray
-    weights: np.ndarray | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))

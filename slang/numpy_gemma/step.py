@@ -11,6 +11,9 @@ from slang.numpy_gemma.parts import Norm, angles
 from slang.numpy_gemma.rows import Batch
 from slang.numpy_gemma.vocabulary import cross_entropy
 
+Table = tuple[np.ndarray, np.ndarray]  # cosines and sines of positions
+Around = list[tuple[Attention, Table]]  # of each layer: who sees whom, and the angles
+
 
 class Step:
     """Loss and gradient of a model's adapter.
@@ -32,12 +35,12 @@ class Step:
         # gemma3_text has one rotary embedding for the sliding layers, one for the others.
         self.ropes = {layer.sliding: layer.rope for layer in self.layers}
 
-    def tables(self, positions: np.ndarray) -> dict[bool, tuple[np.ndarray, np.ndarray]]:
+    def tables(self, positions: np.ndarray) -> dict[bool, Table]:
         """Cosines and sines of the positions, for sliding layers and for others."""
         dim = self.layers[0].dim
         return {sliding: angles(rope, dim, positions) for sliding, rope in self.ropes.items()}
 
-    def surroundings(self, batch: Batch) -> list[tuple[Attention, tuple[np.ndarray, np.ndarray]]]:
+    def surroundings(self, batch: Batch) -> Around:
         """For each layer, who sees whom, and the table of angles."""
         positions = np.zeros(len(batch.packed), int)
         for row in batch.rows:
@@ -55,14 +58,16 @@ class Step:
     @np.errstate(all="ignore")
     def losses(self, batch: Batch) -> np.ndarray:
         """The cross entropy of each answer in nats, (answers,)."""
-        x, _ = self._hidden(batch, self.surroundings(batch), None)
+        x = self._hidden(batch, self.surroundings(batch))
         return cross_entropy(self.norm.forward(x)[0], self.head, batch.targets)[0]
 
     @np.errstate(all="ignore")
     def loss_and_gradient(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         """The answers' weighted cross entropy, and its gradient by every lora_a and lora_b."""
-        around, gradients = self.surroundings(batch), {}
-        x, kept = self._hidden(batch, around, [])
+        around = self.surroundings(batch)
+        kept: list[tuple] = []
+        gradients: dict[str, np.ndarray] = {}
+        x = self._hidden(batch, around, kept)
         hidden, at_norm = self.norm.forward(x)
         losses, slope = cross_entropy(hidden, self.head, batch.targets, slope=True)
         slope *= batch.weights[:, None]
@@ -75,7 +80,15 @@ class Step:
     def embed(self, batch: Batch) -> np.ndarray:
         return self.embedding[batch.packed] * self.factor
 
-    def _through(self, x, batch: Batch, around, first: int, last: int, kept=None) -> np.ndarray:
+    def _through(
+        self,
+        x: np.ndarray,
+        batch: Batch,
+        around: Around,
+        first: int,
+        last: int,
+        kept: list[tuple] | None = None,
+    ) -> np.ndarray:
         """The output of layers first..last-1; of the model's last layer, at the answers only."""
         for i in range(first, last):
             pick = batch.answers if i == len(self.layers) - 1 else None
@@ -84,12 +97,10 @@ class Step:
                 kept.append(needed)
         return x
 
-    def _hidden(self, batch: Batch, around: list, kept) -> tuple[np.ndarray, list | None]:
-        """(the last layer's output at the answers, kept), which is filled with what going back
-        needs.
-        """
+    def _hidden(self, batch: Batch, around: Around, kept: list[tuple] | None = None) -> np.ndarray:
+        """The last layer's output at the answers; `kept` is filled with what going back needs."""
         x = batch.x
         if x is None:
             x = self._through(self.embed(batch), batch, around, 0, self.start)
         x = self._through(x, batch, around, self.start, len(self.layers), kept)
-        return (x if self.start < len(self.layers) else x[batch.answers]), kept
+        return x if self.start < len(self.layers) else x[batch.answers]

@@ -15,8 +15,9 @@ import os
 import sys
 import types
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,6 +29,7 @@ from mlx_lm.tuner.utils import print_trainable_parameters
 
 from slang import files, jsonl, numpy_gemma, prompt
 from slang.errors import UserError
+from slang.jsonl import Record
 from slang.models.load import load
 from slang.train import mlx_lm_engine
 from slang.train.batches import Rows, common_prefix, steps_per_epoch
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (settings.train or settings.test):
         raise UserError("give --train, --test or both")
     leader = mx.distributed.init().rank() == 0
-    lock = nullcontext()
+    lock: AbstractContextManager[None] = nullcontext()
     if settings.train and leader:
         lock = files.locked(Path(settings.adapter_path), "training")
     with lock:
@@ -80,7 +82,7 @@ def run(settings: Settings) -> None:
 # -------------------------------------------------------------------------------------------- data
 
 
-def chats_of(settings: Settings, name: str) -> list[dict]:
+def chats_of(settings: Settings, name: str) -> list[Record]:
     """The records of a file of --data, of those that this run needs."""
     folder = Path(settings.data)
     if not folder.is_dir():
@@ -92,22 +94,22 @@ def chats_of(settings: Settings, name: str) -> list[dict]:
     return jsonl.read(path)
 
 
-def everyday_chats(settings: Settings) -> list[dict]:
+def everyday_chats(settings: Settings) -> list[Record]:
     """The chats of --everyday, with the system prompt that the other rows have: it shall not stand
     for slang alone."""
     if not settings.everyday or not settings.train:
         return []
-    system = []
+    system: prompt.Messages = []
     if settings.prompt:
         system = [{"role": "system", "content": prompt.load(settings.prompt).system}]
-    chats = []
+    chats: list[Record] = []
     for chat in jsonl.read(settings.everyday):
         messages = [message for message in chat["messages"] if message["role"] != "system"]
         chats.append({"messages": system + messages})
     return chats
 
 
-def tokenised(settings: Settings, chats: list[dict], tokenizer) -> Pairs:
+def tokenised(settings: Settings, chats: list[Record], tokenizer) -> Pairs:
     """Through the model's chat template, as mlx_lm does it."""
     dataset = ChatDataset(chats, tokenizer, mask_prompt=settings.mask_prompt)
     return [dataset.process(chat) for chat in chats]
@@ -148,7 +150,7 @@ def identity_of(
     settings: Settings, iters: int, model_weights: str, rows: Rows, valid: Rows | None
 ) -> dict:
     """All that the result of a run depends on, by names that a person reads."""
-    identity = {
+    identity: dict[str, Any] = {
         "model": model_weights,
         "train rows": rows.digest(),
         "valid rows": valid.digest() if valid else None,

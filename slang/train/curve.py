@@ -1,7 +1,7 @@
 """The loss curve of a run as a small SVG picture."""
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 16, 40
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 44, 40
 LINES = (("train_loss", "train", "#1f77b4"), ("val_loss", "valid", "#d62728"))
 
 
@@ -32,12 +32,12 @@ def svg(log: list[dict], best_iteration: int | None) -> str:
     if best_iteration is not None:
         x = place(best_iteration, 0)[0]
         parts.append(line([(x, TOP), (x, HEIGHT - BOTTOM)], 'stroke="#999" stroke-dasharray="2 3"'))
-        parts.append(text(x, TOP - 4, "best", "middle"))
-    for row, (name, label, colour) in enumerate(LINES):
+        parts.append(text(x, TOP - 6, "least valid loss", "end"))
+    for column, (name, label, colour) in enumerate(LINES):
         if points[name]:
             parts.append(line([place(*p) for p in points[name]], f'stroke="{colour}"'))
-            parts.append(text(WIDTH - RIGHT, TOP + 16 + 16 * row, label, "end", colour))
-    parts.append(text(LEFT + 8, TOP + 4, "loss per answer token, nats", "start"))
+            parts.append(text(WIDTH - RIGHT - 40 * column, 16, label, "end", colour))
+    parts.append(text(LEFT, 16, "loss per answer token, nats", "start"))
     style = 'font-family="sans-serif" font-size="12"'
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     body = "\n".join(parts)

@@ -13,6 +13,7 @@ The pad token after each row, which mlx_lm.lora counts as a target, is none here
 
 import math
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +26,7 @@ from slang.train.batches import Rows
 from slang.train.packed import PackedBatch, batch_arrays
 from slang.train.shapes import Sizes
 
+Batch = Any  # what a network's `batch` makes, for its own `loss` alone
 LOGITS_AT_A_TIME = 2**25  # 128 answer tokens with Gemma 3's vocabulary, 134 MB
 
 
@@ -41,13 +43,11 @@ class PlainNetwork:
         self.start = 0  # the first layer with an adapter
         self.shapes: dict[Sizes, Sizes] = {}  # what batches are padded to, where that is planned
 
-    def batch(
-        self, rows: Rows, indices: list[int], answer_tokens: int | None = None
-    ) -> PackedBatch:
+    def batch(self, rows: Rows, indices: list[int], answer_tokens: int | None = None) -> Batch:
         """The arrays of these rows; see batch_arrays."""
         return batch_arrays(self.prefix, rows, indices, answer_tokens, self.shapes)
 
-    def loss(self, batch: PackedBatch) -> mx.array:
+    def loss(self, batch: Batch) -> mx.array:
         """Weighted sum of the answer tokens' cross entropy: of a batch of `batch`, its mean in
         nats."""
         batch = PackedBatch(*batch)  # mx.compile hands it on as a plain tuple
@@ -80,7 +80,7 @@ class Network(PlainNetwork):
             learn = [has_adapter(layer) for layer in self.body.layers]
             self.start = learn.index(True) if any(learn) else len(learn)
 
-    def loss(self, batch: PackedBatch) -> mx.array:
+    def loss(self, batch: Batch) -> mx.array:
         batch = PackedBatch(*batch)
         x = batch.frozen
         if x.size == 0:

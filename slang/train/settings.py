@@ -153,7 +153,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     decay: Switch = False
     bias_correction: Switch = False
     everyday: Text | None = None
-    everyday_share: Share = 0.25
+    everyday_share: Share = 0.1
     early_stop: Loss = 0.0
     stock_loss: Switch = False
     prompt: Text | None = None

@@ -104,7 +104,7 @@ def plan(found: Counter[Sizes], work: Work, most: int = MOST_SHAPES) -> dict[Siz
 
     prices = np.array([price(i) for i in range(len(shapes))]).reshape(len(shapes), -1)
     for _ in range(len(shapes) - most):
-        i, j = np.unravel_index(prices.argmin(), prices.shape)
+        i, j = map(int, np.unravel_index(prices.argmin(), prices.shape))
         shapes[i] = np.maximum(shapes[i], shapes[j])
         counts[i] += counts[j]
         alive[j] = False

@@ -3,6 +3,7 @@
 import os
 import signal
 from contextlib import suppress
+from typing import Any
 
 import mlx.core as mx
 
@@ -17,7 +18,7 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self.received = 0
         self.terminal = [number for number in (1, 2) if os.isatty(number)]
-        self.before = {}
+        self.before: dict[int, Any] = {}  # handlers, by signal
         for number in self.SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 self.before[number] = signal.signal(number, self._receive)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,7 +32,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models import gemma3_text
 
 from slang import dictionary
-from slang.errors import Problem, UserError, listed
+from slang.errors import UserError, listed, parted
 from slang.files import undisturbed
 from slang.models.tiny_gemma.rows import Entries, Row, corpus, rows
 from slang.models.tokenizer import (
@@ -48,7 +49,7 @@ from slang.prompt import Prompt, load
 
 SEED = 3
 VOCAB_SIZE = 1536
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
     "vocab_size": VOCAB_SIZE,
@@ -244,8 +245,8 @@ def build(
 
 def read_entries(path: str) -> Entries:
     """The lines of a dictionary. Raises UserError with every line that is none."""
-    lines = list(dictionary.entries(path))
-    if problems := [line for line in lines if isinstance(line, Problem)]:
+    lines, problems = parted(dictionary.entries(path))
+    if problems:
         raise UserError(listed(problems))
     return lines
 

@@ -88,7 +88,7 @@ def corpus(entries: Entries, prompt: Prompt) -> list[str]:
 
 def invent(words: list[str], count: int, rng: np.random.Generator) -> list[str]:
     """Terms of one to three invented words, each of the beginning of one word and another's end."""
-    terms = set()
+    terms: set[str] = set()
     while len(terms) < count:
         pairs = rng.choice(words, (rng.integers(1, 4), 2))
         terms.add(" ".join(a[: len(a) // 2 + 1] + b[len(b) // 2 :] for a, b in pairs))
