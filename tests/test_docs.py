@@ -64,7 +64,8 @@ def parts() -> list[str]:
     """Those of two words and more, for single ones would explain any sentence; and what stands
     between two values, such as `than`."""
     every = set(constant_parts())
-    words = {part.strip(" :;(") for part in every if re.search(r"\w\W+\w", part)}
+    tails = {part.partition(", ")[2] for part in every}  # the page leaves out how some begin
+    words = {part.strip(" :;(") for part in every | tails if re.search(r"\w\W+\w", part)}
     return [*words, *(part for part in every if re.fullmatch(r" \w+ ", part))]
 
 
