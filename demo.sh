@@ -42,12 +42,10 @@ elif ! (need_model); then
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"
-mkdir -p "$DATA"
-python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl"
+python make_jsonl.py --input data/demo.txt
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
-python split_jsonl.py --input "$DATA/source.jsonl" --train "$DATA/train.jsonl" \
-  --valid "$DATA/valid.jsonl" --test "$DATA/test.jsonl" --eval "$DATA/eval.jsonl"
+python split_jsonl.py
 
 stage "3/5 train.sh: a LoRA adapter"
 ./train.sh "${train[@]}"
