@@ -13,14 +13,12 @@
 export MODEL=gemma-3-270m DATA=data/demo ADAPTER_PATH=adapters/demo FUSED_PATH=fused_model_demo
 export RESULTS=results/demo
 
-forms=3
 train=(--iters 160 --steps-per-eval 160) # with the default, four epochs, it would take longer
 
 # The tiny model learns with other settings, and forgets nothing that would be missed.
 use_tiny() {
   export MODEL=models/tiny-gemma3
   export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}" # its matrices are too small to share
-  forms=all
   train=(-c models/tiny-gemma3/lora.yaml --learning-rate 1e-3 --batch-size 16 --iters 300
     --everyday "" --steps-per-report 50 --steps-per-eval 150 --save-every 150)
 }
@@ -44,12 +42,10 @@ elif ! (need_model); then
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"
-mkdir -p "$DATA"
-python make_jsonl.py --input data/demo.txt --output "$DATA/source.jsonl" --forms "$forms"
+python make_jsonl.py --input data/demo.txt
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
-python split_jsonl.py --input "$DATA/source.jsonl" --train "$DATA/train.jsonl" \
-  --valid "$DATA/valid.jsonl" --test "$DATA/test.jsonl" --eval "$DATA/eval.jsonl"
+python split_jsonl.py
 
 stage "3/5 train.sh: a LoRA adapter"
 ./train.sh "${train[@]}"
