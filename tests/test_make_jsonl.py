@@ -16,8 +16,10 @@ N_FORMS = len(prompt.load(ROOT / "prompt.toml").questions)
 
 
 def make(source, *arguments):
+    """Run it, with a record a line unless other --forms are given."""
     output = source.with_suffix(".jsonl")
-    done = script("make_jsonl.py", "--input", source, "--output", output, *arguments)
+    files = ["--input", source, "--output", output]
+    done = script("make_jsonl.py", *files, "--forms", "1", *arguments)
     rows = (
         [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         if output.exists()
@@ -127,7 +129,8 @@ make_jsonl.hash = lambda _: 1
 make_jsonl.main(sys.argv[1:])
 """
     output = tmp_path / "d.jsonl"
-    done = run(sys.executable, "-c", code, "--input", source, "--output", output)
+    files = ["--input", source, "--output", output]
+    done = run(sys.executable, "-c", code, *files, "--forms", "1")
     assert done.returncode == 0 and len(output.read_text().splitlines()) == 2
 
 
@@ -263,7 +266,7 @@ def test_the_environment_names_the_files_from_wherever_one_stands(tmp_path, dict
     names = {"source_augmented", "train", "valid", "test", "eval"}
     assert {path.stem for path in (tmp_path / "data").iterdir()} == names
     done = script("make_jsonl.py", "--output", tmp_path / "o", **environment)
-    assert done.stdout.startswith(f"{tmp_path}/o: 57 records of 4 slangs")  # a flag goes before
+    assert done.stdout.startswith(f"{tmp_path}/o: 171 records of 4 slangs")  # a flag goes before
 
 
 @pytest.mark.parametrize(
