@@ -177,7 +177,7 @@ def test_everyday_rows_are_trained_too_and_share_the_prefix(data, tmp_path, caps
     everyday = tmp_path / "everyday.jsonl"
     everyday.write_text(chat("¿Qué hora es?", "Son las tres.") * 9, encoding="utf-8")
     more = {"iters": 2, "everyday": everyday, "prompt": ROOT / "prompt.toml"}
-    for share, rows in ((None, 6), (0.1, 3)):
+    for share, rows in ((None, 3), (0.25, 6)):
         trained(data, tmp_path / "a", everyday_share=share, **more)
         said = f"epochs of the {22 + rows} rows, {rows} of them everyday language"
         assert said in capsys.readouterr().out
