@@ -142,3 +142,37 @@ def test_data_is_what_mlx_lm_reads(data):
         and text.count("<start_of_turn>") == text.count("<end_of_turn>") == 2
     )
     assert tokenizer.decode(tokens[offset:]).startswith(train[0]["meaning"])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("tiny")
+def test_a_four_bit_model_is_trained_evaluated_and_fused(data, tmp_path):
+    """The path for a Mac with 8 GB of memory."""
+    model = tmp_path / "tiny-4bit"
+    convert = f"-m mlx_lm convert --hf-path {TINY} --mlx-path {model} -q --q-bits 4"
+    done = run(sys.executable, *convert.split())
+    assert done.returncode == 0, done.stderr
+    environment = {
+        "MODEL": str(model),
+        "DATA": str(data),
+        "ADAPTER_PATH": str(tmp_path / "adapter"),
+        "FUSED_PATH": str(tmp_path / "fused"),
+        "RESULTS": str(tmp_path / "results"),
+        "VENV": sys.prefix,
+    }
+    small = "--batch-size 1 --grad-checkpoint --num-layers 4 --iters 4 --everyday"
+    steps = [
+        [ROOT / "train.sh", *small.split(), ""],
+        [ROOT / "evaluate.sh", "--sample", "4"],
+        [ROOT / "fuse.sh", "--dequantize", "--no-gguf"],
+    ]
+    refused = run(ROOT / "fuse.sh", **environment)
+    assert refused.returncode == 1
+    for step in steps:
+        done = run(*step, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    config = json.loads((tmp_path / "fused/config.json").read_text(encoding="utf-8"))
+    assert "quantization" not in config
+    talk = {**environment, "MODEL": environment["FUSED_PATH"], "ADAPTER_PATH": ""}
+    answer = run(ROOT / "chat.sh", "mae", **talk)
+    assert answer.returncode == 0 and answer.stdout.strip()
