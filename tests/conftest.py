@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +10,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Behind nohup, or as a job in the background, these are ignored; what a test starts would ignore
+# them too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 TINY = "models/tiny-gemma3"
