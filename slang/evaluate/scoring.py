@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from slang import numpy_gemma as cpu
 from slang.evaluate.batch import Batch, Reading, read_prompts
-from slang.evaluate.tokens import answer_tokens, common_prefix, padded, prompt_tokens, stop_tokens
+from slang.evaluate.tokens import common_prefix, padded, stop_tokens
 from slang.models import find
 from slang.models.load import add_adapter, dequantized, load
-from slang.prompt import Messages
 
 MAX_ANSWER_TOKENS = 40  # the longest meaning of the shipped dictionary has 32
 # Questions answered together in numpy. A step of few rows takes as long as one of 50, since every
@@ -114,19 +113,6 @@ def ask(
         if bar is not None:
             bar.update(len(indices))
     return replies
-
-
-def mean_log_probabilities(
-    net: nn.Module, tokenizer, chat: Messages, answers: Sequence[str]
-) -> np.ndarray:
-    """Mean log-probability of a token of each answer to a chat, <end_of_turn> counted, (answers,).
-
-    In nats. The likeliest of four meanings is the one with the largest.
-    """
-    (start,) = prompt_tokens(tokenizer, [chat])
-    question = Question(start, answer_tokens(tokenizer, chat, answers))
-    (reply,) = ask(net, tokenizer, [question])
-    return np.array([-losses.mean() for losses in reply.losses])
 
 
 def in_numpy(net: nn.Module) -> bool:

@@ -11,11 +11,11 @@ import msgspec
 from gguf import TokenType
 
 from slang.errors import UserError
+from slang.evaluate.tokens import END_OF_TURN
 from slang.export.folder import FUSE, TokenizerConfig
 from slang.models.formats import read_json
 from slang.models.tokenizer import IMAGE_TOKEN, SPACE
 
-END_OF_TURN = "<end_of_turn>"
 NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 ADDED_SCORE = -1000.0  # of a token that no merge makes
 
