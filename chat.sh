@@ -11,8 +11,15 @@
 #
 # What is typed wins over the flags below. There are also --top-p, --min-p, --top-k and --seed.
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 flags=(
   --max-tokens 100 # an answer is one sentence; this ends one that never stops

@@ -12,8 +12,18 @@ set -euo pipefail
 unset CDPATH # cd would print the folder
 # shellcheck disable=SC2034  # chat.sh reads it
 started_in="$PWD"
-wrapper="$(readlink -f "$0")" # every macOS that runs MLX has readlink -f
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+
+# The comment at the top of a wrapper is its help.
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help)
+      sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+  esac
+done
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # The base model: a name on Hugging Face, a folder, a .gguf file, or gemma-3-270m.
 MODEL="${MODEL:-mlx-community/gemma-3-1b-it-bf16}"
@@ -39,16 +49,6 @@ usage() {
   printf '%s: %s\n' "$(basename "$0")" "$*" >&2
   exit 2
 }
-
-# The comment at the top of a wrapper is its help.
-for argument in "$@"; do
-  case "$argument" in
-    -h | --help)
-      sed -n '2,/^$/s/^# \{0,1\}//p' "$wrapper"
-      exit 0
-      ;;
-  esac
-done
 
 # python ARGUMENT ...: the Python of the .venv. Its scripts (pip, mlx_lm.lora) are started by it, as
 # modules: they hold the path that the .venv was made under, and this folder may be moved.

@@ -7,8 +7,15 @@
 # Needs python3 (3.11 or newer), a network for the first installation and 4 GB of disk. Writes
 # data/demo, adapters/demo, fused_model_demo and results/demo; nothing of yours is touched.
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 export MODEL=gemma-3-270m DATA=data/demo ADAPTER_PATH=adapters/demo FUSED_PATH=fused_model_demo
 export RESULTS=results/demo

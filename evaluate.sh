@@ -13,8 +13,15 @@
 # Flags go to python -m slang.evaluate. Writes $RESULTS/<label>.json with every figure and answer,
 # <label>.html to look at, and in $RESULTS/LOG.md a row of the table and a line under each heading.
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 ask=( # asked of both models, for you to read
   "musica de plancha"

@@ -13,8 +13,15 @@
 # the place of the old one; else the old one stays as it was. What you put into that folder yourself
 # is not lost: fuse.sh names it and does nothing.
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 for argument in "$@"; do
   case "$argument" in

@@ -6,8 +6,15 @@
 #   ./test.sh --quick                under a minute on two cores: no training, no real model
 #   ./test.sh tests/test_prompt.py   arguments go to pytest
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 if [ "${1:-}" = --quick ]; then
   shift

@@ -14,8 +14,15 @@
 # checkpoint every --save-every steps; beside them adapters_best.safetensors (by validation loss),
 # prompt.toml, log.jsonl, loss.svg, and resume.safetensors for --resume.
 
+# Found through links too: BSD's readlink follows one at a time.
+self="$0"
+while [ -L "$self" ]; do
+  link="$(readlink "$self")"
+  [ "${link#/}" != "$link" ] || link="$(dirname "$self")/$link"
+  self="$link"
+done
 # shellcheck source=config.sh
-. "$(dirname "$(readlink -f "$0")")/config.sh"
+. "$(dirname "$self")/config.sh"
 
 ENGINE="${ENGINE:-slang}" # slang, or mlx_lm
 HOSTFILE="${HOSTFILE:-}"  # machines to train on together; MODEL has the same path on all

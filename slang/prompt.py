@@ -143,7 +143,7 @@ def _filled(prompt: Prompt) -> Prompt:
 
 
 def question(prompt: Prompt, text: str) -> str:
-    """A question as it stands (it has ?, ¿ or a quotation), else the first form about the slang."""
+    """A question as it stands (it has ?, ¿ or quotes), else the first form about the slang."""
     is_question = re.search(r"[?¿\"“”«»]", text)
     messages = prompt.chat(text) if is_question else prompt.ask(text)
     return messages[-1]["content"]

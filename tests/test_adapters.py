@@ -132,7 +132,10 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
         cut("adapters.safetensors", 9000),
         CUT.replace("…", "it ends too early"),
     ),
-    "weights empty": (written("adapters.safetensors", b""), CUT.replace("…", "it ends too early")),
+    "weights empty": (
+        written("adapters.safetensors", b""),
+        CUT.replace("…", "it ends too early"),
+    ),
     "weights are text": (written("adapters.safetensors", b"\4" + bytes(7) + b"{mae"), CUT),
     "a header of another form": (
         written("adapters.safetensors", b"\x0c" + bytes(7) + b'{"a": [1, 2]'[:11] + b"}"),

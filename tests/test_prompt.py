@@ -197,9 +197,8 @@ def test_check_names_the_record_made_with_another_prompt(tmp_path):
         for form in (0, 1)
     ]
     rows[1]["messages"][1]["content"] = "MAE"  # another spelling of the same question
-    rows.append(
-        {"messages": [*asked.chat("¿Qué hora es?"), {"role": "assistant", "content": "Las tres."}]}
-    )
+    said = {"role": "assistant", "content": "Las tres."}
+    rows.append({"messages": [*asked.chat("¿Qué hora es?"), said]})
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

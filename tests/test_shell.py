@@ -59,7 +59,7 @@ def test_another_shell_is_told_to_use_bash(wrapper, tmp_path):
 
 def test_no_bash_4_and_no_tools_that_macos_lacks():
     """A look at the text. The workflow runs the wrappers with bash 3.2 and BSD tools on macOS."""
-    newer = r"\b(mapfile|readarray|declare -[A-Zg]|grep -[a-zA-Z]*P|sed -i)\b"
+    newer = r"\b(mapfile|readarray|declare -[A-Zg]|grep -[a-zA-Z]*P|sed -i|readlink -f)\b"
     newer += r"|\$\{\w+(,,|\^\^)\}|<\(|&>>"
     for path in [*ROOT.glob("*.sh"), ROOT / ".ci/run"]:
         assert not re.search(newer, path.read_text(encoding="utf-8")), path

@@ -39,7 +39,8 @@ de la mañana.
 ¿Cuántos días tiene una semana? | Una semana tiene siete días.
 ¿Para qué sirve un paraguas? | Sirve para no mojarse cuando llueve.
 ¿Qué se celebra en diciembre? | En diciembre se celebra la Navidad con la familia.
-¿Cómo llego a la estación de tren? | Seguí recto dos cuadras y doblá a la izquierda en el parque.
+¿Cómo llego a la estación de tren? | Seguí recto dos cuadras y doblá a la izquierda en el \
+parque.
 ¿Qué animal da leche? | La vaca da leche, y con la leche se hacen el queso y la mantequilla.
 ¿De qué color es el cielo? | Cuando está despejado, el cielo es azul.
 ¿Qué puedo cocinar con huevos? | Podés hacer una tortilla con cebolla, tomate y un poco de sal.
@@ -51,9 +52,11 @@ de la mañana.
 ¿Cómo se llama el hermano de mi madre? | El hermano de tu madre es tu tío.
 ¿Qué llevo a la playa? | Llevá agua, un sombrero, una toalla y crema para el sol.
 ¿Cuándo florecen los árboles? | Muchos árboles florecen cuando termina la estación seca.
-¿Me recomendás un libro para niños? | Te recomiendo un libro de cuentos cortos con dibujos grandes.
+¿Me recomendás un libro para niños? | Te recomiendo un libro de cuentos cortos con dibujos \
+grandes.
 ¿Qué se necesita para sembrar maíz? | Se necesita tierra suelta, semilla buena, sol y agua.
-¿Cómo duermo mejor por la noche? | Apagá las pantallas temprano y acostate siempre a la misma hora.
+¿Cómo duermo mejor por la noche? | Apagá las pantallas temprano y acostate siempre a la \
+misma hora.
 ¿Qué significa la luz roja del semáforo? | La luz roja significa que los carros deben detenerse.
 ¿Quién cuida el jardín de la escuela? | Lo cuidan los estudiantes con la ayuda de un maestro.
 ¿A qué distancia está el mar? | El mar está a dos horas en carro desde la ciudad.
@@ -64,7 +67,8 @@ la firma.
 ¿Por qué el hielo se derrite? | Porque el calor convierte el agua sólida en agua líquida.
 ¿Qué deporte se juega con once personas? | El fútbol se juega con once personas en cada equipo.
 ¿Dónde viven los peces? | Los peces viven en los ríos, en los lagos y en el mar.
-¿Qué hago si pierdo las llaves? | Revisá los bolsillos y preguntale a alguien de la casa si las vio.
+¿Qué hago si pierdo las llaves? | Revisá los bolsillos y preguntale a alguien de la casa \
+si las vio.
 ¿Cómo está tu familia? | Todos están bien, gracias por preguntar.
 ¿Qué día viene después del lunes? | Después del lunes viene el martes.
 ¿Para qué se usa una escoba? | La escoba se usa para barrer el suelo.
