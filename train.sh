@@ -5,7 +5,7 @@
 #   ./train.sh --resume                          go on where Ctrl-C, a power cut or kill ended it
 #   ./train.sh --iters 100 --learning-rate 5e-5  any flag of mlx_lm.lora, over the flags below
 #   ./train.sh -c lora.yaml                      the same in a file; what is typed wins over it
-#   ./train.sh --early-stop 0.5                  until the training loss is below; also --keep best
+#   ./train.sh --early-stop 0.2                  until the training loss is below; also --keep best
 #   MODEL=models/tiny-gemma3 ADAPTER_PATH=adapters/tiny ./train.sh
 #   ENGINE=mlx_lm ./train.sh                     with mlx_lm.lora itself, to compare
 #   HOSTFILE=hosts.json ./train.sh               on several machines, see mlx.launch --help

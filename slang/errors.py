@@ -12,7 +12,8 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 REMEDIES = {
     errno.ENOENT: "check the name",
@@ -26,6 +27,7 @@ REMEDIES = {
     errno.ELOOP: "take the link away or name another",
     errno.EBUSY: "wait for it or name another",
 }
+POSTPONED = 0.05  # seconds until a signal that came at a bad moment comes again
 MOST_LISTED = 20  # problems of one file that are printed; the others are counted
 T = TypeVar("T")
 
@@ -90,17 +92,32 @@ def program(module: str, function: str = "main") -> None:
     1  with one line on stderr: a UserError, an OSError or what nobody expected
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP
     """
-    received = []
+    received: list[int] = []
 
-    def stop(number: int, _frame) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        raise Stopped(f"Stopped by {signal.Signals(number).name}")
+        if _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
+        else:
+            raise Stopped("Stopped" if number == signal.SIGINT else f"Stopped by {_name(number)}")
+
+    def stop_again(_number: int, frame: FrameType | None) -> None:
+        stop(received[-1], frame)
+
+    def unraisable(lost: Any) -> None:
+        """Python drops what is raised in a destructor: the signal once more, a moment after it."""
+        if issubclass(lost.exc_type, KeyboardInterrupt) and received:
+            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
+        else:
+            sys.__unraisablehook__(lost)
 
     # The wrappers let Python start with Ctrl-C ignored: its own start would end in a traceback.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, stop)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
+    signal.signal(signal.SIGALRM, stop_again)
+    sys.unraisablehook = unraisable
     try:
         try:
             code = getattr(importlib.import_module(module), function)()
@@ -108,18 +125,31 @@ def program(module: str, function: str = "main") -> None:
             code = end.code
         if sys.stdout:  # None when the shell closed it
             sys.stdout.flush()
-    except KeyboardInterrupt as error:
-        print(str(error) or "Stopped", file=sys.stderr)
-        code = 128 + (received[0] if received else signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except KeyboardInterrupt as error:
+        print(str(error) or "Stopped", file=sys.stderr)
+        code = 128 + (received[-1] if received else signal.SIGINT)
     except Exception as error:
         if os.environ.get("TRACEBACK"):
             raise
         print(_in_one_line(error), file=sys.stderr)
         code = 1
+    for number in (signal.SIGINT, signal.SIGALRM):  # the end of Python takes a moment
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Is a module being loaded? MLX crashes when an exception comes while its own is."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _in_one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Does a GGUF file answer in llama.cpp as its model does in MLX? A table of what was compared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,3 +269,20 @@ def table(shown: Path, rows: list[Row]) -> str:
         cells = f"{row.figure:46}{row.mlx:>10}{row.llama_cpp:>14}{row.limit:>14}"
         lines.append(f"{cells}  {verdict}")
     return "\n".join(lines)
+
+
+def differing(
+    paths: Sequence[Path], reference: Reference, shown_in: Path | None = None
+) -> list[Path]:
+    """The files that answer otherwise than MLX. Prints a table of each.
+
+    shown_in  the folder that the files will be in, where they are still to be moved
+    """
+    found = []
+    for path in paths:
+        rows = check(path, reference)
+        shown = shown_in / path.name if shown_in else path
+        print(table(shown, rows), flush=True)
+        if not all(row.ok for row in rows):
+            found.append(path)
+    return found

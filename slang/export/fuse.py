@@ -25,7 +25,7 @@ from mlx_lm.utils import dequantize_model, load_config, save
 
 from slang import prompt
 from slang.errors import Stopped, UserError
-from slang.export.check import check, table
+from slang.export.check import differing
 from slang.export.folder import read_config
 from slang.export.reference import Reference, read_answers
 from slang.export.weights import TYPES, file_size, gguf_shapes
@@ -167,13 +167,8 @@ def copy_beside(task: Task, folder: Path, part: Path) -> None:
 def check_files(task: Task, paths: list[Path], answers: dict[str, list[str]]) -> None:
     """Print each file's table. Raises UserError where llama.cpp answers otherwise than MLX."""
     reference = Reference(paths[0].parent, answers, task.n_questions, task.n_answers)
-    failed = []
-    for path in paths:
-        rows = check(path, reference)
-        print(table(task.fused / path.name, rows), flush=True)
-        failed += [path.name for row in rows if not row.ok]
-    if failed:
-        what = f"{failed[0]} answers otherwise in llama.cpp than in MLX, see FAILED"
+    if failed := differing(paths, reference, task.fused):
+        what = f"{failed[0].name} answers otherwise in llama.cpp than in MLX, see FAILED"
         raise UserError(f"{task.fused}: {what}; it was not replaced")
 
 
