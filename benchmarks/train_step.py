@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slang.models import find  # noqa: E402
-from slang.train.batches import Rows, common_prefix, epoch  # noqa: E402
+from slang.train.batches import Rows, epoch, prefix_before_answers  # noqa: E402
 from slang.train.shapes import Work, plan, survey  # noqa: E402
 
 TINY = ROOT / "models/tiny-gemma3"
@@ -109,7 +109,7 @@ def compare(args) -> None:
     """Print the table."""
     folder = find.find(args.real)
     rows = real_rows(folder, args.data)
-    prefix = len(common_prefix([rows]))
+    prefix = len(prefix_before_answers([rows]))
     unit = "CPU" if args.threads == 1 else "wall-clock"
     print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, mlx {mx.__version__}, "
           f"numpy {np.__version__}; {folder.name}, {args.threads} threads, {unit} seconds, "
@@ -169,7 +169,7 @@ def compare_batch(size: int, args, folder: Path, rows: Rows, prefix: int) -> Non
 
 def shapes(folder: Path, rows: Rows) -> None:
     """How many shapes mx.compile meets on a GPU, and what padding to them costs."""
-    prefix = len(common_prefix([rows]))
+    prefix = len(prefix_before_answers([rows]))
     work = Work.of(load_model(folder, lazy=True)[0])
     print(
         "| batch | steps | shapes, rounded to 8 | work | shapes, planned | work |\n"

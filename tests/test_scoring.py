@@ -14,6 +14,7 @@ from mlx_lm.tuner.trainer import default_loss, evaluate
 from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
+from slang import numpy_gemma
 from slang.evaluate import measure, quiz, scoring, tokens
 from slang.evaluate.batch import Batch
 
@@ -178,5 +179,5 @@ def test_whole_sentences(text, whole):
 
 
 def test_common_prefix():
-    assert tokens.common_prefix([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
-    assert tokens.common_prefix([[1], [2, 1]]) == 0
+    assert numpy_gemma.common_prefix([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
+    assert numpy_gemma.common_prefix([[1], [2, 1]]) == 0

@@ -11,7 +11,7 @@ from training import assert_same, mlx_lm_gradient, model, rows
 
 from slang import numpy_gemma
 from slang.train import network as network_module
-from slang.train.batches import Rows, common_prefix, epoch, fixed_batches, training_batches
+from slang.train.batches import Rows, epoch, fixed_batches, prefix_before_answers, training_batches
 from slang.train.loop import evaluate
 from slang.train.network import Network, PlainNetwork
 from slang.train.numpy_network import NumpyNetwork, network_of
@@ -50,7 +50,7 @@ def test_the_gradient_is_that_of_mlx_lm(options, prefix, lengths):
     theirs = mlx_lm_gradient(net, some, indices)
     for kind in (Network, *([] if numpy_gemma.why_not(net) else [NumpyNetwork])):
         some.frozen = some.frozen_starts = None
-        network = kind(net, common_prefix([some]))
+        network = kind(net, prefix_before_answers([some]))
         assert len(network.prefix) >= prefix
         assert_same(gradient(network, some, indices), theirs)
         loss = network.loss(network.batch(some, indices)).item()
@@ -88,7 +88,7 @@ def test_logits_in_parts_and_gradient_checkpointing_change_nothing(monkeypatch):
     net, some = model(), rows(12, *FOUR)
     expected = mlx_lm_gradient(net, some, [0, 1, 2, 3])
     monkeypatch.setattr(network_module, "LOGITS_AT_A_TIME", 3 * 200)
-    network = Network(net, common_prefix([some]), checkpoint=True)
+    network = Network(net, prefix_before_answers([some]), checkpoint=True)
     assert_same(gradient(network, some, [0, 1, 2, 3]), expected)
 
 
@@ -102,7 +102,7 @@ def test_a_batch_shared_by_machines_has_the_gradient_of_the_whole():
     net, some = model(), rows(12, *FOUR)
     count = some.answer_tokens(range(4))
     for kind in (Network, NumpyNetwork):
-        network = kind(net, common_prefix([some]))
+        network = kind(net, prefix_before_answers([some]))
         shares = [gradient(network, some, part, count) for part in ([0, 2, 3], [1], [])]
         assert shares[2][0].item() == 0
         loss = sum(share[0] for share in shares)
@@ -113,7 +113,7 @@ def test_a_batch_shared_by_machines_has_the_gradient_of_the_whole():
 def test_mlx_lms_number_has_the_pad_token_as_a_target():
     net, some = model(), rows(12, *FOUR)
     padded = Rows(zip(some.tokens, some.starts, strict=True), 2048, "valid.jsonl", pad=True)
-    network = Network(net, common_prefix([padded]))
+    network = Network(net, prefix_before_answers([padded]))
     theirs = mlx_lm_gradient(net, some, [0, 1, 2, 3], pad_target=True)[0]
     assert evaluate(network, padded, 3, -1) == pytest.approx(theirs.item(), rel=1e-5)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from slang import numpy_gemma as cpu
 from slang.evaluate.batch import Batch, Reading, read_prompts
-from slang.evaluate.tokens import common_prefix, padded, stop_tokens
+from slang.evaluate.tokens import padded, stop_tokens
 from slang.models import find
 from slang.models.load import add_adapter, dequantized, load
 
@@ -123,7 +123,7 @@ def in_numpy(net: nn.Module) -> bool:
 def shared_start(questions: list[Question]) -> list[int]:
     """The tokens that all prompts begin with; at least one of each prompt is left."""
     prompts = [question.prompt for question in questions]
-    length = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    length = min(cpu.common_prefix(prompts), min(map(len, prompts)) - 1)
     return prompts[0][:length]
 
 

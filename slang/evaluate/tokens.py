@@ -53,17 +53,6 @@ def text_of(tokenizer, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-def common_prefix(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with."""
-    first, last = min(rows), max(rows)  # all other rows are between the two
-    shared = 0
-    for a, b in zip(first, last, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared
-
-
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
     """The rows as one array, (rows, longest row), with 0 beyond a row's end."""
     array = np.zeros((len(rows), max(map(len, rows))), np.int32)

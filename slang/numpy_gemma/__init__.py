@@ -18,8 +18,8 @@ end.
 
 from slang.numpy_gemma.arrays import view
 from slang.numpy_gemma.reading import Reading
-from slang.numpy_gemma.rows import Batch, Row
+from slang.numpy_gemma.rows import Batch, Row, common_prefix
 from slang.numpy_gemma.step import Step
 from slang.numpy_gemma.support import to_float32, why_not
 
-__all__ = ["Batch", "Reading", "Row", "Step", "to_float32", "view", "why_not"]
+__all__ = ["Batch", "Reading", "Row", "Step", "common_prefix", "to_float32", "view", "why_not"]

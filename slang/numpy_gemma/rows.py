@@ -1,5 +1,6 @@
 """What is to be computed: rows of tokens, end to end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,3 +49,14 @@ class Batch:
     answers: np.ndarray
     targets: np.ndarray
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # all other rows are between the two
+    shared = 0
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared

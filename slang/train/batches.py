@@ -9,6 +9,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.cli_ui import rprint
 
+from slang import numpy_gemma
+
 CHUNK = 32  # batches that are sorted by length together
 
 
@@ -74,13 +76,11 @@ def say_what_is_missing(cut: int, unanswered: int, of_rows: str, limit: str) -> 
         rprint(f"{unanswered} {of_rows} have no answer within {limit}: they are left out")
 
 
-def common_prefix(sets: Sequence[Rows]) -> list[int]:
+def prefix_before_answers(sets: Sequence[Rows]) -> list[int]:
     """The tokens that all rows begin with; each row keeps at least one before its answer."""
-    low = min(min(rows.tokens) for rows in sets)
-    high = max(max(rows.tokens) for rows in sets)
-    pairs = enumerate(zip(low, high, strict=False))
-    common = next((i for i, (a, b) in pairs if a != b), min(len(low), len(high)))
-    return list(low[: min(common, *(min(rows.starts) - 1 for rows in sets))])
+    rows = [tokens for one in sets for tokens in one.tokens]
+    earliest = min(min(one.starts) for one in sets)
+    return list(rows[0][: min(numpy_gemma.common_prefix(rows), earliest - 1)])
 
 
 def steps_per_epoch(rows: Rows, batch_size: int) -> int:

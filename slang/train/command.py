@@ -32,7 +32,7 @@ from slang.errors import UserError
 from slang.jsonl import Record
 from slang.models.load import load
 from slang.train import mlx_lm_engine
-from slang.train.batches import Rows, common_prefix, steps_per_epoch
+from slang.train.batches import Rows, prefix_before_answers, steps_per_epoch
 from slang.train.checkpoint import ADAPTER, MAY_CHANGE, Run
 from slang.train.flags import parse
 from slang.train.loop import evaluate, train
@@ -133,7 +133,7 @@ def make_network(settings: Settings, model: nn.Module, sets: Sequence[Rows]) -> 
     """What computes the loss of these rows."""
     if all_positions_because(settings, model):
         return PlainNetwork(model)
-    return network_of(model, common_prefix(sets), settings.grad_checkpoint)
+    return network_of(model, prefix_before_answers(sets), settings.grad_checkpoint)
 
 
 def frozen_output_fits(network: Network, sets: list[Rows], iters: int, batch_size: int) -> bool:
