@@ -119,30 +119,50 @@ need_writable() {
 need_venv() {
   local requirements="${1:-requirements.txt}"
   local stamp="$VENV/installed-for.txt" # what pip has installed, a requirement a line
-  local wanted missing
+  local earlier="$VENV/installed-before.txt" # the same, while pip installs more
+  local wanted
   export PATH="$VENV/bin:$PATH" # for what a program of the .venv starts itself
   wanted="$(sed -e 's/[[:space:]]*#.*//' -e '/^-r /d' -e '/^$/d' requirements.txt "$requirements")"
-  if [ -f "$stamp" ] && [ -x "$VENV/bin/python" ]; then
-    missing="$(printf '%s\n' "$wanted" | grep -vxFf "$stamp" || true)"
-    [ -n "$missing" ] || return 0
-  elif [ -f "$VENV/made-by-config.sh" ]; then
-    rm -rf "$VENV" # half made, or its Python is gone
+  if installed "$stamp" "$wanted"; then
+    return 0
   fi
 
   trap 'printf "Stopped; run this again to go on\n" >&2; exit 130' INT
+  mkdir -p "$CACHE"
+  exec 9>>"$CACHE/venv.lock" # other wrappers wait until it is closed, however this one ends
+  "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true
+  if ! installed "$stamp" "$wanted"; then
+    install
+  fi
+  exec 9>&-
+  trap - INT
+}
+
+# install: what need_venv wants.
+install() {
+  if [ ! -f "$stamp" ] || [ ! -x "$VENV/bin/python" ]; then
+    [ ! -f "$VENV/made-by-config.sh" ] || rm -rf "$VENV" # half made, or its Python is gone
+  fi
   [ -e "$VENV" ] || make_venv
   is_new_enough "$VENV/bin/python" ||
     die "$VENV: no Python 3.11 or newer in it; delete it, or set VENV to another folder"
   printf 'Installing %s into %s (once; a minute or two) ...\n' "$requirements" "$VENV" >&2
-  rm -f "$stamp"
+  [ ! -f "$stamp" ] || mv "$stamp" "$earlier"
   # The module is what pip runs itself; so Ctrl-C ends it without a traceback.
   python -m slang.errors pip._internal.cli.main install --quiet --disable-pip-version-check \
-    -r requirements.txt -r "$requirements" >&2 ||
+    -r requirements.txt -r "$requirements" >&2 || {
+    [ ! -f "$earlier" ] || mv "$earlier" "$stamp"
     die "pip could not install $requirements; see its message above, check the connection" \
       "and run this again"
+  }
   use_openblas
   printf '%s\n' "$wanted" >"$stamp"
-  trap - INT
+  rm -f "$earlier"
+}
+
+# installed STAMP WANTED: whether the .venv has all of what is wanted, by the file that says so.
+installed() {
+  [ -f "$1" ] && [ -x "$VENV/bin/python" ] && ! printf '%s\n' "$2" | grep -qvxFf "$1"
 }
 
 is_new_enough() {

@@ -5,7 +5,7 @@ Reads   data/source_augmented.txt (or $DICTIONARY), prompt.toml
 Writes  data/source_augmented.jsonl (or $DATA/...), one {"slang", "meaning", "messages"} a line
 
 Run as: python make_jsonl.py
-    data/source_augmented.jsonl: 4386 records of 1039 slangs (0 duplicate, 0 bad lines left out)
+        python make_jsonl.py --input my.txt
 """
 
 if __name__ == "__main__":
@@ -21,6 +21,7 @@ from zlib import crc32
 from slang import files, jsonl, prompt
 from slang.dictionary import Entry, entries, fold, normalized
 from slang.errors import Problem, UserError, listed
+from slang.flags import number
 
 
 def forms(text: str) -> int | str:
@@ -32,14 +33,6 @@ def forms(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor a number from 1")
 
 
-def share(text: str) -> float:
-    """`--plain-spelling`: a share from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def as_typed(question: str) -> str:
     """The question without capitals, accents and ¿¡, as people type it."""
     return fold(question).replace("¿", "").replace("¡", "")
@@ -48,7 +41,7 @@ def as_typed(question: str) -> str:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Turn slang::meaning lines into chat JSONL. "
-        "DICTIONARY=FILE and DATA=FOLDER in the environment set the first two for every step.",
+        "DICTIONARY=FILE and DATA=FOLDER in the environment stand for the first two.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     source = files.default(os.environ.get("DICTIONARY") or "data/source_augmented.txt")
@@ -61,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--plain-spelling",
-        type=share,
+        type=number(0, 1),
         default=0.2,
         metavar="SHARE",
         help="questions asked without accents and capitals",
@@ -91,11 +84,9 @@ def main(argv: list[str] | None = None) -> int:
             if (entry.slang, entry.meaning) in seen:
                 duplicates += 1
                 continue
-            seen.add((entry.slang, entry.meaning))
             slang = normalized(entry.slang)
             # Each slang begins with another form, so that all are used alike.
             first = next_form.get(slang, crc32(slang.encode()) % n_forms)
-            next_form[slang] = first + per_line
             try:
                 rows = [
                     row(its_prompt, entry, form, args.plain_spelling)
@@ -104,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
             except UserError as error:
                 problems.append(Problem(args.input, entry.line, str(error)))
                 continue
+            seen.add((entry.slang, entry.meaning))
+            next_form[slang] = first + per_line
             file.writelines(map(jsonl.dumps, rows))
             written += len(rows)
         if problems:
@@ -115,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{args.input}: no usable line; write one slang::meaning a line")
 
     left_out = f"({duplicates} duplicate, {len(problems)} bad lines left out)"
-    print(f"{args.output}: {written} records of {len(next_form)} slangs {left_out}")
+    count = f"{args.output}: {written} records of {len(next_form)} slangs {left_out}"
+    print(count, file=sys.stderr if files.is_device(args.output) else sys.stdout)
     return 0
 
 

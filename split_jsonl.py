@@ -10,12 +10,6 @@ the file. So equal answers stay together, and the order of the input does not ma
                   that share an answer with it
 
 Run as: python split_jsonl.py
-             records   slangs
-    train       3538     1039
-    valid        429      371
-    test         419      361
-    eval         354      309  a tenth of train
-    test slangs met in training: 100%; equal answers across train, valid, test: 0
 """
 
 if __name__ == "__main__":
@@ -32,6 +26,7 @@ from typing import NamedTuple
 from slang import files, jsonl
 from slang.dictionary import normalized
 from slang.errors import Problem, UserError, listed
+from slang.flags import number
 
 SPLITS = ("train", "valid", "test")
 
@@ -108,14 +103,6 @@ def by_slang(lines: list[Line]) -> list[int]:
     return [place[line.slang] for line in lines]
 
 
-def ratio(text: str) -> float:
-    """`--train-ratio`, `--valid-ratio`: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Split chat JSONL into train, valid, test and eval. "
@@ -128,8 +115,10 @@ def parser() -> argparse.ArgumentParser:
     for name in SPLITS:
         p.add_argument(f"--{name}", default=f"{data}/{name}.jsonl", help=f"{name} records")
     p.add_argument("--eval", default=f"{data}/eval.jsonl", help="a tenth of the train records")
-    p.add_argument("--train-ratio", type=ratio, default=0.8, help="share of the answers to train")
-    p.add_argument("--valid-ratio", type=ratio, default=0.1, help="share to validate on")
+    p.add_argument(
+        "--train-ratio", type=number(0, 1), default=0.8, help="share of the answers to train"
+    )
+    p.add_argument("--valid-ratio", type=number(0, 1), default=0.1, help="share to validate on")
     p.add_argument("--seed", type=int, default=42, help="another seed gives another split")
     by = ("wording", "slang")
     p.add_argument("--by", choices=by, default="wording", help="what is kept out of training")

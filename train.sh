@@ -68,7 +68,7 @@ need_venv
 for split in train valid; do
   need_file "$DATA/$split.jsonl" "run python make_jsonl.py and python split_jsonl.py first"
 done
-python -m slang.prompt check prompt.toml "$DATA/train.jsonl" "$DATA/valid.jsonl"
+python -m slang.prompt prompt.toml "$DATA/train.jsonl" "$DATA/valid.jsonl"
 need_writable ADAPTER_PATH "$ADAPTER_PATH"
 need_model
 

@@ -50,15 +50,19 @@ class Setting:
     bias_correction: bool = True
     decay: bool = True
     everyday: str = EVERYDAY
-    scale: float | None = None  # of LoRA; 20 where it is None
+    rank: int = 8  # of LoRA
+    scale: float = 20  # of LoRA
+    layers: int = -1  # with an adapter, from the last; -1 is all
     share: str = "0.1"  # of everyday rows for one of the dictionary's
+    sample: int | None = None  # slangs that the evaluation asks; all where it is None
 
     def flags(self) -> list[str]:
         """The flags of slang.train."""
         given = ["--iters", str(self.steps), "--learning-rate", self.rate]
         given += ["--everyday", self.everyday, "--everyday-share", self.share]
         given += ["--decay"] * self.decay + ["--bias-correction"] * self.bias_correction
-        return ["--batch-size", "16", "--num-layers", "-1", "--mask-prompt", *given]
+        given += ["--num-layers", str(self.layers)]
+        return ["--batch-size", "16", "--mask-prompt", *given]
 
 
 SETTINGS = {
@@ -91,9 +95,19 @@ SETTINGS = {
         steps=130,
         bias_correction=False,
     ),
+    "share-0.15": Setting("everyday Spanish for three twentieths", share="0.15", steps=192),
+    "layers-9": Setting("the defaults, the last 9 of 18 layers", layers=9),
+    "rank-4": Setting("the defaults, rank 4", rank=4),
+    "rank-16": Setting("the defaults, rank 16", rank=16),
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
     "forms-1": Setting("the defaults, one question form a wording", forms="1"),
-    "400-slangs": Setting("400 slangs, 6e-4, 640 steps", slangs=400, rate="6e-4", steps=640),
+    "400-slangs": Setting(
+        "400 slangs, 6e-4, 640 steps, 120 of them asked",
+        slangs=400,
+        rate="6e-4",
+        steps=640,
+        sample=120,
+    ),
 }
 
 
@@ -154,13 +168,14 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     place = ["--model", model, "--data", folder, "--adapter-path", folder]
     seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25"]
     flags = ["--resume", "--prompt", asked, "--seed", seed, *place, *seldom, *setting.flags()]
-    if setting.scale:
-        text = f"lora_parameters: {{rank: 8, scale: {setting.scale}, dropout: 0.0}}\n"
-        (folder / "lora.yaml").write_text(text, encoding="utf-8")
-        flags += ["-c", folder / "lora.yaml"]
+    text = f"lora_parameters: {{rank: {setting.rank}, scale: {setting.scale}, dropout: 0.0}}\n"
+    (folder / "lora.yaml").write_text(text, encoding="utf-8")
+    flags += ["-c", folder / "lora.yaml"]
     run("-m", "slang.train", "--train", *flags, log=folder / "train.txt")
     result = folder / "result.json"
-    run("-m", "slang.evaluate", "--quick", *place, "--output", result, log=folder / "evaluate.txt")
+    some = ["--sample", setting.sample] if setting.sample else []
+    evaluated = ["--quick", *some, *place, "--output", result]
+    run("-m", "slang.evaluate", *evaluated, log=folder / "evaluate.txt")
     kept[f"{name}-{seed}"] = figures(result)
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

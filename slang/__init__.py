@@ -1,3 +1,1 @@
-"""What the scripts at the top level share; README.md names each module's part."""
-
-__version__ = "1.0.0"
+"""What the scripts at the top level share; docs/house.md says what is where."""

@@ -47,15 +47,16 @@ class Entry(NamedTuple):
 
 @cache
 def _without_accent(letter: str) -> str:
-    if letter == "ñ":
+    if letter == "ñ" or not unicodedata.name(letter, "").startswith("LATIN"):
         return letter
-    return "".join(c for c in unicodedata.normalize("NFD", letter) if not unicodedata.combining(c))
+    return unicodedata.normalize("NFD", letter)[0]
 
 
 def fold(text: str) -> str:
     """Lower case without accents, as people type in a hurry.
 
-    ñ stays, for it is a letter of its own: caña is a coin, cana is jail.
+    ñ stays, for it is a letter of its own: caña is a coin, cana is jail. Other alphabets than the
+    Latin one keep their marks.
 
     >>> fold("¿Qué es GÜILA?"), fold("Caña")
     ('¿que es guila?', 'caña')

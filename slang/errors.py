@@ -86,7 +86,7 @@ def first_line(error: BaseException) -> str:
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "…"
 
 
-def program(module: str, function: str = "main") -> None:
+def program(module: str) -> None:
     """Import `module`, run its `main()` and leave with its exit code, or that of argparse.
 
     1  with one line on stderr: a UserError, an OSError or what nobody expected
@@ -120,7 +120,7 @@ def program(module: str, function: str = "main") -> None:
     sys.unraisablehook = unraisable
     try:
         try:
-            code = getattr(importlib.import_module(module), function)()
+            code = importlib.import_module(module).main()
         except SystemExit as end:
             code = end.code
         if sys.stdout:  # None when the shell closed it

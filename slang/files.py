@@ -68,7 +68,7 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
     parts: list[tuple[Path, Path]] = []
     try:
         for target in map(Path, paths):
-            if _is_device(target):
+            if is_device(target):
                 files.append(open(target, "ab"))  # noqa: SIM115
                 continue
             mode = _mode(target)
@@ -98,8 +98,9 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
                 file.close()
 
 
-def _is_device(target: Path) -> bool:
+def is_device(path: str | Path) -> bool:
     """A pipe, a device, or /dev/stdout whatever it leads to: nothing there can be replaced."""
+    target = Path(path)
     folder = target.parent.resolve()
     if folder in (Path("/dev"), Path("/dev/fd")) or Path("/proc") in folder.parents:
         return True
@@ -143,17 +144,18 @@ def _umask() -> int:
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str = "") -> Iterator[None]:
     """Hold a folder's lock, and make the folder if need be.
 
     The system gives the lock back however the process ends.
-    Raises UserError when another run has it: `adapters: another run is training there; ...`.
+    Waits for another run that has it. Where it says what it is `doing`, it does not wait but raises
+    UserError: `adapters: another run is training there; ...`.
     """
     folder_for(folder / ".lock")
     number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | (fcntl.LOCK_NB if doing else 0))
         except BlockingIOError:
             remedy = "wait for it or name another folder"
             raise UserError(f"{folder}: another run is {doing} there; {remedy}") from None

@@ -2,9 +2,7 @@
 
 Turn markers are the chat template's business, never written here.
 
-Run as: python -m slang.prompt system prompt.toml                the system prompt
-        python -m slang.prompt question prompt.toml "pura vida"  what chat.sh asks about a slang
-        python -m slang.prompt check prompt.toml data/train.jsonl data/valid.jsonl
+Run as: python -m slang.prompt prompt.toml data/train.jsonl data/valid.jsonl
             can mlx_lm read these files, and were they made with this prompt?
 """
 
@@ -129,8 +127,7 @@ def _wrong_fields(text: str, fields: set[str], needed: str) -> str | None:
 def _filled(prompt: Prompt) -> Prompt:
     """With the region in the place of `{region}`.
 
-    The system prompt loses the line break that ends a text in triple quotes. The shell drops it,
-    and chat.sh has to ask as training did.
+    The system prompt loses the line break that ends a text in triple quotes.
     """
     return msgspec.structs.replace(
         prompt,
@@ -179,7 +176,7 @@ def check(path: str, paths: list[str]) -> None:
         found = [(row, what) for row in rows if (what := differs(prompt, row.record))]
         if found:
             row, what = found[0]
-            more = f", as {len(found) - 1} more" if len(found) > 1 else ""
+            more = f" (and {len(found) - 1} more lines)" if len(found) > 1 else ""
             what = f"made with {what} than {path} has{more}"
             remedy = "run make_jsonl.py and split_jsonl.py again"
             problems.append(Problem(row.path, row.line, f"{what}; {remedy}"))
@@ -189,16 +186,10 @@ def check(path: str, paths: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
-        prog="python -m slang.prompt", description="Show or check what prompt.toml says."
+        prog="python -m slang.prompt", description="Were these files made with this prompt?"
     )
-    p.add_argument("action", choices=("system", "question", "check"))
     p.add_argument("prompt", help="a prompt.toml")
-    p.add_argument("rest", nargs="*", help="the text to ask, or the JSONL files to check")
+    p.add_argument("files", nargs="+", help="JSONL files")
     args = p.parse_args(argv)
-    if args.action == "check":
-        check(args.prompt, args.rest)
-    elif args.action == "question":
-        print(question(load(args.prompt), " ".join(args.rest)))
-    else:
-        print(load(args.prompt).system)
+    check(args.prompt, args.files)
     return 0

@@ -37,8 +37,8 @@ def test_the_wrapper_refuses_flags_that_are_variables(variable):
         (["--mod", "x"], "unrecognized arguments: --mod x"),
         (["mae"], "unrecognized arguments: mae"),
         (["--note"], "argument --note: expected one argument"),
-        (["--sample", "0"], "--sample 0: give a whole number from 1"),
-        (["--seed", "-1"], "--seed -1: give a whole number from 0"),
+        (["--sample", "0"], "argument --sample: '0': give a whole number from 1"),
+        (["--seed", "-1"], "argument --seed: '-1': give a whole number from 0"),
         (["--output", "x"], "--output: x is no name of a JSON file; end it in .json"),
     ],
 )
@@ -99,7 +99,7 @@ EARLY = {
         [],
         "{d}/control.jsonl:1: not valid JSON",
     ),
-    "slangs": (few, [], "1 trained slangs are too few for 4 choices; add slangs to the dictionary"),
+    "slangs": (few, [], "1 slangs are too few for 4 choices; add slangs"),
     "output": (
         lambda folder: (folder / "x.json").mkdir(),
         ["--output", "{d}/x.json"],

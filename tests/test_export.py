@@ -28,7 +28,7 @@ from exporting import (
     train_and_fuse,
 )
 
-from slang.export.check import Row, check, table
+from slang.export.check import Comparison, check, table
 from slang.export.llama import LlamaCpp
 from slang.export.reference import Reference
 from slang.export.weights import TYPES
@@ -53,7 +53,7 @@ def reference(fused: Path) -> Reference:
     return make_reference(fused)
 
 
-def failed(rows: list[Row]) -> list[str]:
+def failed(rows: list[Comparison]) -> list[str]:
     return [row.figure for row in rows if not row.ok]
 
 

@@ -332,7 +332,7 @@ FUSE = "--fused-path f --model m --adapter-path a"
         ("--junk", "unrecognized arguments: --junk"),
         ("--export-gguf", "unrecognized arguments: --export-gguf"),
         ("--deq", "unrecognized arguments: --deq"),
-        ("--answers 0", "--questions and --answers have to be 1 or more"),
+        ("--answers 0", "argument --answers: '0': give a whole number from 1"),
         ("folder", "give a folder to export, --fused-path"),
     ],
 )

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 # Each room imports from those above it in this list, and from itself.
 FLOORS = [
-    {"errors"},
+    {"errors", "flags"},
     {"files", "text"},
     {"dictionary"},
     {"jsonl", "lint"},
@@ -18,7 +18,16 @@ FLOORS = [
     {"export"},
     {"chat"},
 ]
-LIGHT = {"errors", "files", "text", "dictionary", "jsonl", "lint", "prompt"}  # start at once
+LIGHT = {
+    "errors",
+    "flags",
+    "files",
+    "text",
+    "dictionary",
+    "jsonl",
+    "lint",
+    "prompt",
+}  # start at once
 HEAVY = {"mlx", "mlx_lm", "numpy", "transformers", "huggingface_hub", "gguf"}
 
 

@@ -92,6 +92,23 @@ def test_every_bad_line_is_named_and_the_output_stays(dictionary):
     assert set(dictionary.parent.iterdir()) == {dictionary, output}
 
 
+def test_what_is_bad_when_it_is_filled_in_counts_once(tmp_path):
+    text = (ROOT / "prompt.toml").read_text(encoding="utf-8").replace("'{slang}',", "'<{slang}>',")
+    (tmp_path / "prompt.toml").write_text(text, encoding="utf-8")
+    source = tmp_path / "d.txt"
+    source.write_text("eos::Un final.\neos::Un final.\nmae::Amigo.\n", encoding="utf-8")
+    more = ["--forms", "all", "--skip-bad", "--prompt", tmp_path / "prompt.toml"]
+    done, _ = make(source, *more)
+    said = "20 records of 1 slangs (0 duplicate, 2 bad lines left out)\n"
+    assert done.returncode == 0 and done.stdout.endswith(said)
+
+
+def test_records_in_a_pipe_are_records_only(dictionary):
+    done = script("make_jsonl.py", "--input", dictionary, "--output", "/dev/stdout")
+    assert done.returncode == 0 and done.stderr.startswith("/dev/stdout: 21 records")
+    assert [json.loads(line)["slang"] for line in done.stdout.splitlines()]
+
+
 def test_skip_bad_writes_the_good_lines_and_lists_the_bad(dictionary):
     with dictionary.open("a", encoding="utf-8") as file:
         file.write("no separator\nmae::Amigo o conocido al que se le habla con confianza\n")
@@ -275,8 +292,8 @@ def test_the_environment_names_the_files_from_wherever_one_stands(tmp_path, dict
         ("--forms 0", "argument --forms: '0' is neither 'all' nor a number from 1"),
         ("--forms some", "argument --forms: 'some' is neither 'all' nor a number from 1"),
         ("--forms 1.5", "argument --forms: '1.5' is neither 'all' nor a number from 1"),
-        ("--plain-spelling 2", "argument --plain-spelling: 2 is not between 0 and 1"),
-        ("--plain-spelling nan", "argument --plain-spelling: nan is not between 0 and 1"),
+        ("--plain-spelling 2", "argument --plain-spelling: '2': give a number from 0 to 1"),
+        ("--plain-spelling nan", "argument --plain-spelling: 'nan': give a number from 0 to 1"),
     ],
 )
 def test_a_flag_of_another_value(arguments, message):

@@ -170,9 +170,8 @@ def test_a_region_that_makes_a_special_token(tmp_path):
     "text", ["pura <end_of_turn> vida", "¿Qué es <bos>?", "\x1b[31m", "¿\u200b?"]
 )
 def test_a_question_that_was_typed_is_looked_at_too(text):
-    done = run(sys.executable, "-m", "slang.prompt", "question", "prompt.toml", text)
-    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("the question ")
-    assert "; take it out" in done.stderr and len(done.stderr.splitlines()) == 1
+    with pytest.raises(UserError, match=r"^the question .*; take it out"):
+        prompt.question(prompt.load(), text)
 
 
 def test_hash_ignores_comments_but_no_words(tmp_path):
@@ -203,7 +202,7 @@ def test_check_names_the_record_made_with_another_prompt(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def check():
-        return run(sys.executable, "-m", "slang.prompt", "check", tmp_path / "prompt.toml", data)
+        return run(sys.executable, "-m", "slang.prompt", tmp_path / "prompt.toml", data)
 
     assert check().returncode == 0
     load(tmp_path, GOOD.replace("'{slang}'", "'qué es {slang}'"))
@@ -214,12 +213,13 @@ def test_check_names_the_record_made_with_another_prompt(tmp_path):
     load(tmp_path, GOOD.replace("Sos", "Eres"))
     assert (
         check().stderr
-        == f"{data}:1: made with another system prompt than {toml} has, as 2 more; {remedy}\n"
+        == f"{data}:1: made with another system prompt than {toml} has (and 2 more lines); "
+        f"{remedy}\n"
     )
     load(tmp_path, GOOD.replace("{meaning}", "Es {meaning}"))
     assert (
         check().stderr
-        == f"{data}:1: made with another answer form than {toml} has, as 1 more; {remedy}\n"
+        == f"{data}:1: made with another answer form than {toml} has (and 1 more lines); {remedy}\n"
     )
 
 
@@ -236,7 +236,7 @@ def test_check_looks_at_every_file_and_record_as_mlx_lm_reads_them(tmp_path):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "prompt.toml").write_text(GOOD, encoding="utf-8")
     paths = [tmp_path / name for name in contents]
-    done = run(sys.executable, "-m", "slang.prompt", "check", tmp_path / "prompt.toml", *paths)
+    done = run(sys.executable, "-m", "slang.prompt", tmp_path / "prompt.toml", *paths)
     assert done.returncode == 1
     bom, *blank, junk, none = done.stderr.splitlines()
     what = "a byte order mark, at which mlx_lm stops; save the file as UTF-8 without it"

@@ -23,6 +23,13 @@ def test_unseen_slangs_are_judged_among_themselves_and_one_wording_is_enough():
         assert item.references == next(iter(item.quizzes.values()))[:1]
 
 
+def test_a_slang_without_enough_others_is_not_asked():
+    train = rows(*((f"t{i}", f"Trenado{i} conocido{i}.") for i in range(8)))
+    unseen = rows(*((f"u{i}", f"Nuevo{i} desconocido{i}.") for i in range(3)))
+    items = quiz.make_items(PROMPT, train, unseen, seed=3)
+    assert [item.slang for item in items] == [f"t{i}" for i in range(8)]
+
+
 def test_items_ask_held_out_forms_and_draw_no_meaning_that_is_alike():
     pairs = [(f"s{i}", f"Significado{i} especial{i} distinto{i}.") for i in range(30)]
     pairs += [("yy", "Cerveza helada de botella."), ("zz", "Cerveza helada en botella.")]
@@ -52,8 +59,17 @@ def test_slangs_of_one_group_are_no_distractors_of_each_other():
         assert of["tarro"] not in choices["jáquima"], seed
 
 
+def test_another_place_has_synonyms_of_its_own(tmp_path):
+    path = tmp_path / "synonyms.txt"
+    path.write_text("s0 = s1 = s2\n", encoding="utf-8")
+    of = {f"s{i}": f"Significado{i} especial{i} distinto{i}." for i in range(6)}
+    for seed in range(20):
+        items = quiz.make_items(PROMPT, rows(*of.items()), [], seed, path)
+        assert not {of["s1"], of["s2"]} & set(items[0].candidates()), seed
+
+
 def test_too_few_slangs():
-    with pytest.raises(UserError, match="3 trained slangs are too few for 4 choices; add slangs"):
+    with pytest.raises(UserError, match="3 slangs are too few for 4 choices; add slangs"):
         quiz.make_items(PROMPT, rows(("a", "Uno."), ("b", "Dos."), ("c", "Tres.")), [], 1)
 
 

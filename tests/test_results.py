@@ -178,6 +178,9 @@ def test_the_four_verdicts_and_what_they_say():
     assert "everyday Spanish suffers: control loss 2.19" in mixed.because
     assert result(control=1.2, adapted_right=0.25).verdict == "worse"
     assert result(control=1.05).verdict == "better"  # up by less than a tenth
+    lost = results.Figure("choice accuracy, new wording", 0.6, 0.3, -0.3, -0.5, -0.1, n=40)
+    both, because = statistics.verdict([*better.figures, lost], better.items)
+    assert both == "mixed" and "new wording 0.600 -> 0.300" in because
 
 
 def test_an_adapter_that_changes_nothing_says_what_helps():

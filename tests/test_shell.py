@@ -145,7 +145,20 @@ def test_a_comment_installs_nothing_and_a_requirement_does(house):
     assert done.stderr.splitlines()[0] == INSTALLING.format(house / ".venv")
     assert "-m slang.errors pip._internal.cli.main install" in (house / "calls").read_text()
     assert (house / ".venv/bin/python").exists()  # what was there is added to
-    assert not (house / ".venv/installed-for.txt").exists()
+    assert "another" not in (house / ".venv/installed-for.txt").read_text()
+
+
+def test_of_two_wrappers_at_once_one_installs(house):
+    pip = '[ "$1" = -c ] || { echo "$@" >>calls; sleep 1; }'
+    executable(house / ".venv/bin/python", pip)
+    with (house / "requirements.txt").open("a", encoding="utf-8") as file:
+        file.write("another>=1\n")
+    environment = {**os.environ, "VENV": "", "PYTHON": sys.executable}
+    command = ["bash", "-c", NEED]
+    both = [subprocess.Popen(command, cwd=house, env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert (house / "calls").read_text().count("pip._internal") == 1
+    assert "another>=1" in (house / ".venv/installed-for.txt").read_text()
 
 
 @pytest.mark.parametrize("kind", ["empty folder", "file", "python updated away", "old python"])
@@ -163,7 +176,7 @@ def test_an_environment_without_python_is_refused(house, kind):
     if kind == "old python":
         executable(venv / "bin/python", "exit 1")
     for name in ("python", "python3", "pip", "pip3"):
-        executable(house / "bin" / name, f'echo "{name} $*" >>"$CALLS"')
+        executable(house / "bin" / name, f'[ "$1" = -c ] || echo "{name} $*" >>"$CALLS"')
     environment = {"VENV": str(venv), "PATH": f"{house / 'bin'}:{os.environ['PATH']}"}
     done = run("bash", "-c", NEED, cwd=house, CALLS=str(house / "calls"), **environment)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", REFUSED.format(venv))

@@ -198,10 +198,10 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--train-ratio -0.1", "argument --train-ratio: -0.1 is not between 0 and 1"),
-        ("--train-ratio nan", "argument --train-ratio: nan is not between 0 and 1"),
-        ("--valid-ratio 1.5", "argument --valid-ratio: 1.5 is not between 0 and 1"),
-        ("--train-ratio x", "argument --train-ratio: invalid ratio value: 'x'"),
+        ("--train-ratio -0.1", "argument --train-ratio: '-0.1': give a number from 0 to 1"),
+        ("--train-ratio nan", "argument --train-ratio: 'nan': give a number from 0 to 1"),
+        ("--valid-ratio 1.5", "argument --valid-ratio: '1.5': give a number from 0 to 1"),
+        ("--train-ratio x", "argument --train-ratio: 'x': give a number from 0 to 1"),
         ("--seed 1.5", "argument --seed: invalid int value: '1.5'"),
         (
             "--train-ratio 0.9 --valid-ratio 0.1",

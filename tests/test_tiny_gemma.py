@@ -262,4 +262,4 @@ def test_no_steps_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         tiny_gemma.main(["--iters", "0"])
     assert stopped.value.code == 2
-    assert "--iters 0: give a whole number from 1" in capsys.readouterr().err
+    assert "--iters: '0': give a whole number from 1" in capsys.readouterr().err

@@ -177,9 +177,11 @@ def test_everyday_rows_are_trained_too_and_share_the_prefix(data, tmp_path, caps
     everyday = tmp_path / "everyday.jsonl"
     everyday.write_text(chat("¿Qué hora es?", "Son las tres.") * 9, encoding="utf-8")
     more = {"iters": 2, "everyday": everyday, "prompt": ROOT / "prompt.toml"}
-    for share, rows in ((None, 3), (0.25, 6)):
+    for share, rows in ((None, 3), (0.25, 6), (0.5, 11)):
         trained(data, tmp_path / "a", everyday_share=share, **more)
         said = f"epochs of the {22 + rows} rows, {rows} of them everyday language"
+        if rows > 9:
+            said += f" (the 9 rows of {everyday}, again and again)"
         assert said in capsys.readouterr().out
     everyday.write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"^{everyday}:1: "):

@@ -194,17 +194,27 @@ def test_a_finished_adapter_survives_a_run_that_is_stopped_at_once(data, whole, 
     assert losses(tmp_path / "a", "val_loss") == losses(tmp_path / "b", "val_loss")
 
 
+def test_a_report_counts_the_steps_before_a_stop_too(data, tmp_path):
+    """Or --early-stop would end another run than the uninterrupted one."""
+    often = {"iters": 6, "steps_per_report": 3, "steps_per_eval": 100, "val_batches": 1}
+    trained(data, tmp_path / "a", **often)
+    stopped(data, tmp_path / "b", 3, **often)  # the first look is in a validation
+    trained(data, tmp_path / "b", resume=True, **often)
+    whole, parts = (losses(tmp_path / name, "train_loss") for name in "ab")
+    assert list(whole) == [3, 6] and parts == whole
+
+
 def test_an_unfinished_state_is_set_aside_and_not_overwritten(data, tmp_path, capsys):
     adapter = tmp_path / "a"
     stopped(data, adapter, 3, steps_per_eval=100)  # after two batches of validation
     state = contents(adapter)["resume.safetensors"]
     capsys.readouterr()
     trained(data, adapter, iters=1)
-    assert contents(adapter)["resume_before.safetensors"] == state
-    said = "an unfinished run stood at iteration 1; its state is now resume_before.safetensors\n"
+    assert contents(adapter)["resume_before_1.safetensors"] == state
+    said = "an unfinished run stood at iteration 1; its state is now resume_before_1.safetensors\n"
     assert f"{adapter}/resume.safetensors: {said}" in capsys.readouterr().out
     trained(data, adapter, iters=1)  # the finished one is
-    assert contents(adapter)["resume_before.safetensors"] == state
+    assert contents(adapter)["resume_before_1.safetensors"] == state
 
 
 def test_resuming_something_else_is_refused_with_what_differs(data, whole, tmp_path):

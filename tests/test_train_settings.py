@@ -200,6 +200,10 @@ def test_a_schedule_and_a_rate_do_not_go_together(tmp_path, capsys):
 def test_a_wrappers_bias_correction_gives_way_to_another_optimizer(tmp_path):
     assert merged(tmp_path, "seed: 1").optimizer_options() == {"bias_correction": True}
     assert merged(tmp_path, "seed: 1", "--optimizer", "sgd").optimizer_options() == {}
+    without = "optimizer_config: {adam: {bias_correction: false, eps: 1e-7}}"
+    assert merged(tmp_path, without).optimizer_options() == {"eps": 1e-7}
+    typed = merged(tmp_path, without, "--bias-correction").optimizer_options()
+    assert typed == {"eps": 1e-7, "bias_correction": True}
 
 
 @pytest.mark.parametrize(

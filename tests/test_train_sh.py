@@ -129,7 +129,10 @@ def other_system(data: bytes) -> bytes:
 
 EMPTY = "no record in it; run make_jsonl.py and split_jsonl.py first"
 JUNK = "not valid JSON (JSON is malformed: invalid character (byte 0)); write the file again with "
-OTHER = "made with another system prompt than prompt.toml has, as 21 more; run make_jsonl.py and "
+OTHER = (
+    "made with another system prompt than prompt.toml has (and 21 more lines); run make_jsonl.py "
+    "and "
+)
 WRONG = {
     "no data": (
         in_data("train.jsonl", lambda data: None),

@@ -9,15 +9,15 @@ Run as: python -m slang.chat --model models/tiny-gemma3 --adapter-path adapters/
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from slang import prompt
 from slang.chat.models import ExportedModel, LoadedModel, Model
 from slang.errors import UserError
+from slang.flags import number
 from slang.prompt import Messages
 from slang.text import unusable
 
@@ -29,23 +29,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def number(least: float, most: float = math.inf, whole: bool = False) -> Callable[[str], float]:
-    """A reader of numbers from `least` to `most` for argparse. NaN and infinity are none."""
-    kind = "whole number" if whole else "number"
-    bounds = f"from {least} to {most}" if most < math.inf else f"from {least}"
-
-    def read(text: str) -> float:
-        try:
-            value = int(text) if whole else float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text!r}: give a {kind} {bounds}")
-        return value
-
-    return read
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -80,6 +63,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         p.error("the question is empty; leave it out for a conversation")
     if args.model is None and args.gguf is None:
         p.error("name a --model")
+    if args.baseline and args.gguf:
+        p.error(f"--baseline: {args.gguf} holds the adapter too; leave --gguf out")
     return args
 
 
@@ -98,11 +83,12 @@ def ask(model: Model, text: str) -> str:
 
 
 def ask_each(model: Model, lines: Iterator[str]) -> None:
-    """Ask each line for itself, and print its answer. Empty lines are passed over."""
+    """Print an answer a line, of each line for itself. Empty lines are passed over."""
     for n, line in enumerate(lines, 1):
         text = line.strip()
         if text:
-            print(ask(model, checked(text, f"stdin:{n}")), flush=True)
+            answer = ask(model, checked(text, f"stdin:{n}"))
+            print(" ".join(answer.split()), flush=True)
 
 
 def say(model: Model, messages: Messages, text: str) -> Messages:

@@ -30,6 +30,7 @@ Run as: python -m slang.evaluate --model models/tiny-gemma3 --adapter-path adapt
 
 import argparse
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -39,6 +40,7 @@ from pathlib import Path
 from slang import files, jsonl, prompt
 from slang.dictionary import normalized
 from slang.evaluate import page, quiz, results, statistics
+from slang.flags import number
 from slang.models import find
 
 CONTROL = Path(__file__).parents[2] / "data/control.jsonl"
@@ -79,11 +81,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--sample",
-        type=int,
+        type=number(1, whole=True),
         metavar="N",
-        help="ask N slangs only, drawn by the seed, and as many rows of each file; quick too",
+        help="ask N slangs only, drawn by the seed, and take the rows of N in each file; quick too",
     )
-    add("--seed", type=int, default=42, help="draws distractors, question forms and bootstraps")
+    add(
+        "--seed",
+        type=number(0, whole=True),
+        default=42,
+        help="draws distractors, question forms and bootstraps",
+    )
     add(
         "--fail-if-worse",
         action="store_true",
@@ -109,10 +116,6 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.output and not args.output.endswith(".json"):
         p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
-    if args.seed < 0:
-        p.error(f"--seed {args.seed}: give a whole number from 0")
-    if args.sample is not None and args.sample < 1:
-        p.error(f"--sample {args.sample}: give a whole number from 1")
     if args.compare:
         return compare(args)
     if args.page:
@@ -195,9 +198,12 @@ def checked(args: argparse.Namespace) -> Task:
     its_prompt = prompt.load(prompt_file)
     rows = {name: quiz.read(path, its_prompt, prompt_file) for name, path in paths.items()}
     others = rows["valid"] + rows["test"]
-    items = quiz.make_items(its_prompt, rows["train"], others, args.seed)
+    # The data folder's own, else what comes with the project.
+    synonyms = data / "synonyms.txt"
+    synonyms = synonyms if synonyms.exists() else quiz.SYNONYMS
+    items = quiz.make_items(its_prompt, rows["train"], others, args.seed, synonyms)
+    say_who_is_left_out(rows["train"] + others, items)
     loss_rows = {name: rows[name] for name in ("test", "eval")}
-    # The data folder's own, else the one that comes with the project.
     for path in (data / "control.jsonl", CONTROL):
         if path.exists():
             paths["control"] = path
@@ -215,6 +221,15 @@ def checked(args: argparse.Namespace) -> Task:
     )
 
 
+def say_who_is_left_out(records: list[jsonl.Record], items: list[quiz.Item]) -> None:
+    """How many slangs are not asked."""
+    slangs = {normalized(jsonl.slang(record)) for record in records}
+    left_out = len(slangs) - len(items)
+    if left_out:
+        beside = f"beside fewer than {quiz.N_CHOICES - 1} others there is nothing to choose from"
+        print(f"{left_out} of {len(slangs)} slangs are not asked: {beside}", file=sys.stderr)
+
+
 def sampled(values: list, slang_of, args: argparse.Namespace) -> list:
     """Those of --sample slangs, drawn by the seed; all without it."""
     chosen = quiz.sample([normalized(slang_of(value)) for value in values], args.sample, args.seed)
@@ -227,7 +242,7 @@ def test_losses(losses: results.Losses, printed: list[str], n_rows: int) -> resu
     for i, who in enumerate(results.MODELS):
         _, _, loss, tokens, pad = map(sum, zip(*getattr(losses, who).values(), strict=True))
         mean = loss / tokens
-        said = f"Test loss {mean:.3f}, Test ppl {statistics.perplexity(mean):.3f}."
+        said = f"Test loss {mean:.3f}, Test ppl {statistics.perplexity(mean):.3f}. (recomputed)"
         both[who] = results.TestLoss(
             printed=printed[i] if printed else said,
             recomputed=mean,
@@ -289,7 +304,7 @@ def write(run: results.Run, args: argparse.Namespace, folder: Path) -> list[Path
 
     The label is taken while no other run writes there, so that two never have the same.
     """
-    with results.alone_in(folder):
+    with files.locked(folder):
         if args.output:
             run.label = Path(args.output).stem
         else:

@@ -108,10 +108,13 @@ def likeness(meanings: list[list[str]]) -> np.ndarray:
     return matrix @ matrix.T
 
 
-def same_meaning() -> dict[str, set[str]]:
-    """Each slang of SYNONYMS, as `normalized` spells it, with all that a group of it holds."""
+def same_meaning(path: Path) -> dict[str, set[str]]:
+    """Each slang of a synonyms.txt, as `normalized` spells it, with all that a group of it holds.
+
+    Raises UserError naming the lines that can't be used.
+    """
     same: dict[str, set[str]] = defaultdict(set)
-    for group in synonyms(SYNONYMS):
+    for group in synonyms(path):
         keys = {normalized(slang) for slang in group}
         for slang in keys:
             same[slang] |= keys
@@ -153,12 +156,12 @@ def read_table(train: list[Record], others: list[Record]) -> Table:
 class Draw:
     """Draws each slang's quizzes. It has a stream of random numbers of its own."""
 
-    def __init__(self, table: Table, seed: int):
+    def __init__(self, table: Table, seed: int, synonyms_file: Path):
         self.table = table
         self.slangs = table.slangs
         self.likeness = likeness([table.meanings(slang) for slang in self.slangs])
         self.seen = np.array([bool(table.trained[slang]) for slang in self.slangs])
-        self.synonyms = same_meaning()
+        self.synonyms = same_meaning(synonyms_file)
         digests = [
             hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest()
             for slang in self.slangs
@@ -169,20 +172,14 @@ class Draw:
         """Which slangs may stand beside slang i, (slangs,).
 
         They are trained as it is, so that being familiar does not give the right one away, nor
-        hide it. Raises UserError where there are too few.
+        hide it.
         """
         slang = self.slangs[i]
         related = {slang, *self.synonyms[slang]}
         apart = np.array([other not in related for other in self.slangs])
         enough_unseen = (~self.seen).sum() >= N_CHOICES
         alike = ~self.seen if enough_unseen and not self.seen[i] else self.seen
-        others = apart & alike
-        if others.sum() < N_CHOICES - 1:
-            raise UserError(
-                f"{self.seen.sum()} trained slangs are too few for {N_CHOICES} choices; "
-                "add slangs to the dictionary"
-            )
-        return others
+        return apart & alike
 
     def orders(self, i: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The slangs of the pool, those that go beside slang i first: at random, and the likest."""
@@ -194,7 +191,10 @@ class Draw:
         return easy, close
 
     def quizzes(self, i: int, random: np.random.Generator) -> dict[Quiz, list[str]]:
-        """The quizzes of slang i: for each kind of wording one with others at random, one close."""
+        """The quizzes of slang i: for each kind of wording one with others at random, one close.
+
+        A kind is left out where fewer than three others have such a wording.
+        """
         others = self.others(i)
         quizzes: dict[Quiz, list[str]] = {}
         for name, close_name, wordings in (
@@ -215,20 +215,26 @@ class Draw:
 
 
 def make_items(
-    its_prompt: Prompt, train: list[Record], others: list[Record], seed: int
+    its_prompt: Prompt,
+    train: list[Record],
+    others: list[Record],
+    seed: int,
+    synonyms_file: Path = SYNONYMS,
 ) -> list[Item]:
     """One item a slang, trained ones and others, in alphabetical order.
 
     Each slang is asked in one held-out question form. The same seed and data give the same items.
-    Raises UserError where there are too few slangs to choose from.
+    A slang without a quiz is left out. Raises UserError where none is left.
     """
     table = read_table(train, others)
-    draw = Draw(table, seed)
+    draw = Draw(table, seed, synonyms_file)
     neutral = its_prompt.ask(NOTHING, held_out=True)
     items = []
     for i, slang in enumerate(draw.slangs):
         random = np.random.default_rng(int(draw.codes[i]))
         quizzes = draw.quizzes(i, random)
+        if not quizzes:
+            continue
         form = int(random.integers(len(its_prompt.held_out_questions)))
         name = table.names[slang]
         messages = its_prompt.ask(name, form, held_out=True)
@@ -246,6 +252,9 @@ def make_items(
                 open_book=its_prompt.chat(open_book),
             )
         )
+    if not items:
+        what = f"{len(draw.slangs)} slangs are too few for {N_CHOICES} choices"
+        raise UserError(f"{what}; add slangs that mean something else to the dictionary")
     return items
 
 

@@ -4,15 +4,13 @@ A run's label is the day and a letter, `20251004-A`. Its files are <label>.json 
 LOG.md it has a row of the table and a line under each heading.
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
 import string
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +18,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from slang import files
 from slang.errors import UserError
 from slang.evaluate.quiz import Quiz
 
@@ -242,18 +239,6 @@ def next_label(results: Path, today: date) -> str:
     while used.issuperset(letters):  # Z is followed by AA, and ZZ by AAA
         letters = [a + b for a in letters for b in string.ascii_uppercase]
     return f"{day}-{next(letter for letter in letters if letter not in used)}"
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other run writes there, and keep others waiting; makes the folder."""
-    files.folder_for(folder / ".lock")
-    number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(number)
 
 
 def need_writable(path: Path, remedy: str) -> None:

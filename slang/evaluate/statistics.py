@@ -161,9 +161,10 @@ def verdict(table: list[Figure], items: list[ItemResult]) -> tuple[Verdict, str]
     because = "; ".join(map(in_words, choices))
     harm = harm_in_words(control) if control else ""
     because += harm
+    worse = bool(harm) or any(row.is_loss for row in choices)
     if any(row.is_gain for row in choices):
-        return ("mixed" if harm else "better"), because
-    if harm or any(row.is_loss for row in choices):
+        return ("mixed" if worse else "better"), because
+    if worse:
         return "worse", because
     return "no better", f"{because}; {MORE_WORDINGS}"
 

@@ -49,7 +49,7 @@ STOPPED_ANSWERS = 0.9  # of those that stop in MLX
 
 
 @dataclass
-class Row:
+class Comparison:
     """A line of the table."""
 
     figure: str
@@ -83,8 +83,8 @@ def read_fields(path: Path) -> tuple[str, dict[str, gguf.ReaderField]]:
     return kind, fields
 
 
-def equal_row(figure: str, equal: int, of: int) -> Row:
-    return Row(figure, str(of), str(equal), equal == of, "all")
+def equal_row(figure: str, equal: int, of: int) -> Comparison:
+    return Comparison(figure, str(of), str(equal), equal == of, "all")
 
 
 def next_tokens(llama_cpp: LlamaCpp, contexts: list[list[int]], n_probs: int) -> list[Likeliest]:
@@ -145,7 +145,7 @@ def scores(llama_cpp: LlamaCpp, pairs: list[Scored]) -> np.ndarray:
     return np.array(means)
 
 
-def special_tokens_row(stated: dict[str, gguf.ReaderField], reference: Reference) -> Row:
+def special_tokens_row(stated: dict[str, gguf.ReaderField], reference: Reference) -> Comparison:
     types = stated["tokenizer.ggml.token_type"]
     equal = 0
     for name, token in reference.special.items():
@@ -155,7 +155,7 @@ def special_tokens_row(stated: dict[str, gguf.ReaderField], reference: Reference
     return equal_row("tokens that begin, stop and fill", equal, len(reference.special))
 
 
-def tokens_row(llama_cpp: LlamaCpp, reference: Reference) -> Row:
+def tokens_row(llama_cpp: LlamaCpp, reference: Reference) -> Comparison:
     texts = [reference.render(reference.prompt.chat(q)) for q in reference.questions]
     flags = {"add_special": True, "parse_special": True}
     replies = llama_cpp.requests("/tokenize", [{"content": text, **flags} for text in texts])
@@ -165,7 +165,7 @@ def tokens_row(llama_cpp: LlamaCpp, reference: Reference) -> Row:
     return equal_row("chats cut into the same tokens", equal, len(texts))
 
 
-def system_prompt_row(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> Row:
+def system_prompt_row(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> Comparison:
     """Chats rendered by llama.cpp as MLX was trained on them, and the Modelfile's SYSTEM."""
     chat, question = reference.prompt.chat, reference.questions[0]
     user: Message = {"role": "user", "content": question}
@@ -194,7 +194,7 @@ def system_prompt_row(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> 
     return equal_row("chats with the trained system prompt", sum(equal), len(equal))
 
 
-def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Row]:
+def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Comparison]:
     exact = kind == "f32"
     n_probs = min(N_PROBS, len(reference.logits[0]))
     likeliest = next_tokens(llama_cpp, reference.continued, n_probs)
@@ -205,17 +205,19 @@ def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> lis
         figure = f"next-token logits, {where} {reference.window} tokens ({chosen.sum()})"
         most = differences[chosen].max(initial=0)
         ok = not exact or most <= LOGIT_LIMIT
-        rows.append(Row(figure, "", f"{most:.4f} off", ok, f"{LOGIT_LIMIT}" if exact else ""))
+        rows.append(
+            Comparison(figure, "", f"{most:.4f} off", ok, f"{LOGIT_LIMIT}" if exact else "")
+        )
     # Apart: a window that is off by one shows in the long texts, and is lost in a mean over all.
     limit = KL_LIMIT[kind]
     n_chats = len(reference.answered)
     for what, some in (("chats", kls[:n_chats]), ("long texts", kls[n_chats:])):
         figure = f"next-token KL, mean of {len(some)} {what}"
-        rows.append(Row(figure, "", f"{some.mean():.5f}", some.mean() <= limit, f"{limit}"))
+        rows.append(Comparison(figure, "", f"{some.mean():.5f}", some.mean() <= limit, f"{limit}"))
     return rows
 
 
-def answer_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Row]:
+def answer_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Comparison]:
     exact = kind == "f32"
     bodies = [greedy_chat(question) for question in reference.answered]
     replies = llama_cpp.requests("/v1/chat/completions", bodies)
@@ -227,23 +229,23 @@ def answer_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Ro
     share = np.mean(equal)
     figure = f"equal greedy answers ({len(equal)})"
     limit = f"{EQUAL_ANSWERS}" if exact else ""
-    first = Row(figure, "", f"{share:.3f}", not exact or share >= EQUAL_ANSWERS, limit)
+    first = Comparison(figure, "", f"{share:.3f}", not exact or share >= EQUAL_ANSWERS, limit)
     ours = sum(reference.stopped)
     stops = sum(choice["finish_reason"] == "stop" for choice in choices)
     figure, ok = "answers that stop by themselves", stops >= STOPPED_ANSWERS * ours
-    return [first, Row(figure, str(ours), str(stops), ok, f"{STOPPED_ANSWERS} of MLX's")]
+    return [first, Comparison(figure, str(ours), str(stops), ok, f"{STOPPED_ANSWERS} of MLX's")]
 
 
-def score_row(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> Row:
+def score_row(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> Comparison:
     theirs = scores(llama_cpp, reference.scored).mean()
     ours = reference.scores.mean()
     figure = f"log-probability of an answer's token ({len(reference.scored)})"
     limit = SCORE_LIMIT[kind]
     ok = bool(abs(theirs - ours) <= limit)
-    return Row(figure, f"{ours:.3f}", f"{theirs:.3f}", ok, f"{limit} off")
+    return Comparison(figure, f"{ours:.3f}", f"{theirs:.3f}", ok, f"{limit} off")
 
 
-def check(path: Path, reference: Reference) -> list[Row]:
+def check(path: Path, reference: Reference) -> list[Comparison]:
     """Compare a GGUF file in llama.cpp with the model that it was made from in MLX."""
     kind, stated = read_fields(path)
     chats = [*reference.chats, *reference.texts]
@@ -261,7 +263,7 @@ def check(path: Path, reference: Reference) -> list[Row]:
     ]
 
 
-def table(shown: Path, rows: list[Row]) -> str:
+def table(shown: Path, rows: list[Comparison]) -> str:
     """The rows as text below the file's name."""
     lines = [f"{shown}", f"{'':46}{'MLX':>10}{'llama.cpp':>14}{'limit':>14}"]
     for row in rows:

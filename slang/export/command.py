@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slang.errors import UserError
 from slang.export.weights import TYPES
+from slang.flags import number
 
 # What --check asks: enough to find every mistake that was tried (benchmarks/export.md).
 QUESTIONS = 200
@@ -44,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     fuse.add_argument("--no-gguf", action="store_true", help="the MLX model only")
     fuse.add_argument("--cache", type=Path, default=".cache", help="for models made of .gguf files")
 
+    some = number(1, whole=True)
     check = p.add_argument_group("check: compare files in llama.cpp with the model in MLX")
     check.add_argument("--check", nargs="+", type=Path, metavar="FILE", help="GGUF files")
     check.add_argument(
@@ -53,8 +55,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="with the train.jsonl that the adapter was trained on",
     )
-    check.add_argument("--questions", type=int, default=QUESTIONS, help="cut into tokens")
-    check.add_argument("--answers", type=int, default=ANSWERS, help="of them answered")
+    check.add_argument("--questions", type=some, default=QUESTIONS, help="cut into tokens")
+    check.add_argument("--answers", type=some, default=ANSWERS, help="of them answered")
 
     p.add_argument("--ask", nargs=2, metavar=("FILE", "QUESTION"), help="one answer of a GGUF file")
     args = p.parse_args(argv)
@@ -63,8 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("give a folder to export, --fused-path, --check FILE, or --ask FILE QUESTION")
     if args.fused_path is not None and None in (args.model, args.adapter_path):
         p.error("--fused-path needs --model and --adapter-path")
-    if min(args.questions, args.answers) < 1:
-        p.error("--questions and --answers have to be 1 or more")
+    if args.name and not args.folder:
+        p.error("--name: it goes with a folder to export")
     args.type = list(dict.fromkeys(args.type))
     return args
 

@@ -18,7 +18,7 @@ AGAIN = "copy the model again"
 GELU = "gelu_pytorch_tanh"
 
 
-class Settings(msgspec.Struct):
+class ConfigJson(msgspec.Struct):
     """What config.json says beside the sizes that mlx_lm's ModelArgs has."""
 
     model_type: str | None = None
@@ -72,7 +72,7 @@ def read_config(folder: Path, dequantize: bool = False) -> ModelArgs:
     Raises UserError for a model that llama.cpp would compute otherwise.
     """
     path = folder / "config.json"
-    settings = read_json(path, Settings, FUSE)
+    settings = read_json(path, ConfigJson, FUSE)
     if settings.model_type == "gemma3":
         what = "only text models (gemma3_text) can be exported, such as gemma-3-1b-it"
         raise UserError(f"{path}: a multimodal Gemma 3; {what}")
@@ -95,7 +95,7 @@ def read_config(folder: Path, dequantize: bool = False) -> ModelArgs:
     return args
 
 
-def check_computed_alike(path: Path, args: ModelArgs, settings: Settings) -> None:
+def check_computed_alike(path: Path, args: ModelArgs, settings: ConfigJson) -> None:
     """Raises UserError for what llama.cpp's Gemma 3 does not have."""
     layers = settings.layer_types or []
     full = [n for n, kind in enumerate(layers) if kind == "full_attention"]

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from slang import jsonl, prompt
 from slang.errors import UserError
+from slang.evaluate.tokens import answer_tokens, end_of_turn, prompt_tokens
 from slang.export.folder import load_prompt
 from slang.export.llama import MAX_TOKENS
-from slang.export.vocabulary import END_OF_TURN
 from slang.models.load import load
 
 MOST_TEXTS = 1000  # meanings that the long texts are made of
@@ -91,14 +91,13 @@ class Reference:
         answers: dict[str, list[str]],
         n_questions: int,
         n_answers: int,
-        seed: int = 42,
     ):
         self.prompt = load_prompt(folder)
         self.net, self.tokenizer = load(str(folder))
         self.net.set_dtype(mx.float32)
         scale_as_llama_cpp(self.net)
 
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(42)
         slangs = sorted(answers)
         forms = [*self.prompt.questions, *self.prompt.held_out_questions]
         drawn = random.permutation(len(slangs) * len(forms))[:n_questions]
@@ -107,7 +106,8 @@ class Reference:
             forms[n % len(forms)].replace("{slang}", name)
             for n, name in zip(drawn, names, strict=True)
         ]
-        self.chats = [self.tokens(self.prompt.chat(question)) for question in self.questions]
+        chats = [self.prompt.chat(question) for question in self.questions]
+        self.chats = prompt_tokens(self.tokenizer, chats)
         self.texts = self.long_texts([text for slang in slangs for text in answers[slang]])
 
         # The first of the questions are answered too.
@@ -133,7 +133,7 @@ class Reference:
         return {
             "bos": self.tokenizer.bos_token_id,
             "eos": self.tokenizer.eos_token_id,
-            "eot": self.tokenizer.convert_tokens_to_ids(END_OF_TURN),
+            "eot": end_of_turn(self.tokenizer),
             "unknown": self.tokenizer.unk_token_id,
             "padding": self.tokenizer.pad_token_id,
         }
@@ -148,11 +148,6 @@ class Reference:
         )
         return text.removeprefix(self.tokenizer.bos_token)
 
-    def tokens(self, messages: prompt.Messages) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False
-        )
-
     def answer(self, chats: list[list[int]]) -> tuple[list[str], list[bool]]:
         """The greedy answer to each chat, and whether it stopped by itself."""
         reply = mlx_lm.batch_generate(
@@ -166,15 +161,8 @@ class Reference:
     def to_score(self, expected: list[str]) -> list[Scored]:
         """The answered chats, each with an answer that was trained and the end of its turn."""
         scored = []
-        end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        for question, text in zip(self.answered, expected, strict=True):
-            chat = self.prompt.chat(question)
-            start = self.tokens(chat)
-            whole = self.tokenizer.apply_chat_template(
-                [*chat, {"role": "assistant", "content": text}], return_dict=False
-            )
-            answer = whole[len(start) :]
-            answer = answer[: answer.index(end) + 1]
+        for question, start, text in zip(self.answered, self.chats, expected, strict=False):
+            (answer,) = answer_tokens(self.tokenizer, self.prompt.chat(question), [text])
             # llama.cpp's server gives no probability for a part of a character, which a byte token
             # is.
             pieces = self.tokenizer.convert_ids_to_tokens(answer)

@@ -31,7 +31,6 @@ from slang.models.formats import (
     Source,
     header,
     read_json,
-    read_object,
     shapes,
 )
 from slang.models.layout import expected_shapes
@@ -173,7 +172,7 @@ def check_model(folder: Path) -> ModelConfig:
         raise UserError(f"{folder / 'tokenizer.json'}: not there; {AGAIN}")
     apart = any((folder / f"chat_template.{kind}").exists() for kind in ("jinja", "json"))
     about = folder / "tokenizer_config.json"
-    if not apart and not read_object(about, AGAIN).get("chat_template"):
+    if not apart and not read_json(about, dict, AGAIN).get("chat_template"):
         raise UserError(f"{folder}: no chat template; {ANOTHER}")
     return config
 

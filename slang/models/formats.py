@@ -112,11 +112,6 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         raise UserError(f"{path}: {error}; {remedy}") from None
 
 
-def read_object(path: Path, remedy: str) -> dict:
-    """A JSON object. Raises UserError where the file is missing or something else."""
-    return read_json(path, dict, remedy)
-
-
 def check_layout(tensors: Mapping[str, Tensor], n_bytes: int) -> None:
     """Raises ValueError unless the tensors lie end to end within `n_bytes`, as their shapes ask."""
     end = 0

@@ -14,7 +14,6 @@ Run as: python -m slang.models gemma-3-1b-it-Q4_K_M.gguf
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,8 +21,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,8 +31,8 @@ from gguf import GGMLQuantizationType as GGML
 from gguf import TokenType
 from tqdm import tqdm
 
+from slang import files
 from slang.errors import UserError
-from slang.files import replacing_folder
 from slang.models import tokenizer
 from slang.models.find import CACHE, ORIGIN, SOURCE
 from slang.models.formats import Source, one_line
@@ -340,15 +337,6 @@ def name_of(path: Path, metadata: Metadata) -> str:
     return re.sub(r"[^\w.]+", "-", title.lower()).strip("-.") or "model"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a folder and hold its lock; a second run waits, and finds what the first has made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def folder_of(path: Path, cache: Path = CACHE, model: str = "") -> Path:
     """The MLX folder of a GGUF file, made now if it is not there or the file has changed since.
 
@@ -365,7 +353,7 @@ def folder_of(path: Path, cache: Path = CACHE, model: str = "") -> Path:
     }
     about = Source(model or str(path), source)
     home = cache / "models" / (model or hashlib.sha256(file.encode()).hexdigest()[:8])
-    with locked(home):
+    with files.locked(home):
         return made_of(source, home) or make(path, about, home)
 
 
@@ -389,7 +377,7 @@ def make(path: Path, about: Source, home: Path) -> Path:
             shutil.rmtree(left)
     target = home / name_of(path, metadata)
     broken = f"{path}: a GGUF file that is broken"
-    with replacing_folder(target) as folder, one_line(broken, AGAIN):
+    with files.replacing_folder(target) as folder, one_line(broken, AGAIN):
         parameters = convert(path, metadata, tensors, folder)
         tokenizer.write_json(folder / SOURCE, msgspec.to_builtins(about))
     seconds = time.perf_counter() - start

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from slang import files
 from slang.errors import UserError
 from slang.models import from_gguf
 from slang.models.find import CACHE
@@ -87,7 +88,7 @@ def gguf_file(cache: Path = CACHE) -> Path:
     """The GGUF file, fetched now if it is not there. Raises UserError where it can't be had."""
     home = cache / "models" / NAME
     target = home / f"{NAME}.gguf"
-    with from_gguf.locked(home):
+    with files.locked(home):
         if target.is_file() and target.stat().st_size == BYTES:
             return target
         print(NOTICE, file=sys.stderr, end="")

@@ -18,7 +18,7 @@ def to_float32(model: nn.Module) -> None:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why this file can't compute the model, or None."""
+    """Why this package can't compute the model, or None."""
     if model.model_type not in ("gemma3_text", "gemma3"):
         return f"{model.model_type} is not Gemma 3"
     text = getattr(model, "language_model", model)

@@ -52,9 +52,10 @@ class Rows:
         return len(self.tokens)
 
     def add(self, other: "Rows", count: int) -> None:
-        """Take in the first rows of another set."""
-        self.tokens += other.tokens[:count]
-        self.starts += other.starts[:count]
+        """Take in so many rows of another set, which begins again after its last."""
+        for i in range(count):
+            self.tokens.append(other.tokens[i % len(other)])
+            self.starts.append(other.starts[i % len(other)])
 
     def answer_tokens(self, indices: Iterable[int]) -> int:
         return sum(len(self.tokens[i]) - self.starts[i] for i in indices)

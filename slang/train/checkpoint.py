@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -63,7 +64,7 @@ def read_state(path: Path, content: bytes) -> tuple[dict[str, mx.array], dict]:
         about = {name: json.loads(value) for name, value in about.items()}
     except (RuntimeError, ValueError):
         raise UserError(problem) from None
-    if not {"identity", "numbers", "log", "iters"} <= set(about):
+    if not {"identity", "numbers", "log", "iters", "window"} <= set(about):
         raise UserError(problem)
     return arrays, about
 
@@ -79,11 +80,19 @@ def set_aside(folder: Path) -> None:
         return  # nothing can go on from it
     at = about["numbers"]["iteration"]
     if 0 < at < about["iters"] and not about["numbers"]["finished"]:
-        os.replace(path, path.with_name("resume_before.safetensors"))
-        rprint(
-            f"{path}: an unfinished run stood at iteration {at}; "
-            "its state is now resume_before.safetensors"
-        )
+        aside = path.with_name(f"resume_before_{at}.safetensors")
+        os.replace(path, aside)
+        rprint(f"{path}: an unfinished run stood at iteration {at}; its state is now {aside.name}")
+
+
+@dataclass
+class Window:
+    """What was trained since the last report."""
+
+    loss: float = 0.0  # in nats, summed over answer tokens
+    answers: int = 0
+    seconds: float = 0.0
+    steps: int = 0
 
 
 class Run:
@@ -97,6 +106,7 @@ class Run:
     finished          it came to its end
     replaced          the folder's adapter is this run's, and no longer that of an earlier one
     log               the rows of log.jsonl
+    window            what the next report is about
     """
 
     NUMBERS = (
@@ -129,6 +139,7 @@ class Run:
         self.gradient: dict[str, mx.array] | None = None
         self.finished = self.replaced = self.saved = False
         self.log: list[dict] = []
+        self.window = Window()
 
     def adapter(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.model.trainable_parameters()))
@@ -177,6 +188,7 @@ class Run:
             "identity": self.identity,
             "iters": self.iters,
             "log": self.log,
+            "window": asdict(self.window),
         }
         about = {name: json.dumps(value) for name, value in about.items()}
         with files.replacing(self.folder / STATE) as (file,):
@@ -256,5 +268,6 @@ class Run:
         for name, value in about["numbers"].items():
             setattr(self, name, value)
         self.log = about["log"]
+        self.window = Window(**about["window"])
         self.finished, self.saved = False, True
         return True

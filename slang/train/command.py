@@ -183,7 +183,7 @@ def train_model(
     rows = Rows(pairs, length, "train.jsonl")
     valid = Rows(valid_pairs, length, "valid.jsonl") if valid_pairs else None
     everyday = Rows(everyday_pairs, length, settings.everyday or "")
-    n_everyday = min(len(everyday), math.ceil(len(rows) * settings.everyday_share))
+    n_everyday = math.ceil(len(rows) * settings.everyday_share) if len(everyday) else 0
     rows.add(everyday, n_everyday)
     sets = [rows, valid] if valid else [rows]
     if not all(len(some) for some in sets):
@@ -206,6 +206,8 @@ def train_model(
     print_trainable_parameters(model)
     if isinstance(network, Network):
         more = f", {n_everyday} of them everyday language" if n_everyday else ""
+        if n_everyday > len(everyday):
+            more += f" (the {len(everyday)} rows of {settings.everyday}, again and again)"
         steps = f"{count(iters, 'step')} of {count(min(batch_size, len(rows)), 'row')}"
         rprint(f"{steps}: {iters / per_epoch:.1f} epochs of the {len(rows)} rows{more}")
         prefix = len(network.prefix)
@@ -257,7 +259,7 @@ def summary(run: Run) -> str:
 
 
 def test_model(settings: Settings, model: nn.Module, pairs: Pairs) -> None:
-    """As mlx_lm.lora.evaluate_model, every row and no pad token counted."""
+    """As mlx_lm.lora.evaluate_model over --test-batches batches, but no pad token counted."""
     for pad in (False, True) if settings.stock_loss else (False,):
         rows = Rows(pairs, settings.max_seq_length, "test.jsonl", pad)
         if not len(rows):

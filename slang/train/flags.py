@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--everyday-share",
         type=float,
         metavar="X",
-        help="Rows of --everyday for one of the training set, at most (0.1).",
+        help="Rows of --everyday for one of the training set; a short file is repeated (0.1).",
     )
     p.add_argument(
         "--early-stop",

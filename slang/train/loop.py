@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 from mlx.nn.utils import average_gradients
@@ -15,7 +14,7 @@ from rich.progress import TextColumn, TimeRemainingColumn
 
 from slang.errors import Stopped
 from slang.train.batches import Rows, fixed_batches, training_batches
-from slang.train.checkpoint import Run
+from slang.train.checkpoint import Run, Window
 from slang.train.network import Network, PlainNetwork
 from slang.train.shapes import Work, plan, survey
 from slang.train.stopping import Interrupt
@@ -29,16 +28,6 @@ class UI(TrainUI):
         left = TextColumn("[ui.muted]· left[/ui.muted]"), TimeRemainingColumn(compact=True)
         self._progress.columns = (*self._progress.columns, *left)
         self._progress.update(self._task, completed=done)
-
-
-@dataclass
-class Window:
-    """What was trained since the last report."""
-
-    loss: mx.array = field(default_factory=lambda: mx.array(0.0))  # summed over answer tokens
-    answers: int = 0
-    seconds: float = 0.0
-    steps: int = 0
 
 
 def evaluate(
@@ -124,7 +113,6 @@ def train(
     run.model.train()
     state = [run.model.state, run.optimizer.state, mx.random.state]
     batches = training_batches(rows, settings.batch_size, settings.seed, run.iteration)
-    window = Window()
     with Interrupt() as interrupt, UI(run.iters, run.iteration, world.rank()) as ui:
         try:
             while True:
@@ -141,8 +129,7 @@ def train(
                 update = (run.iteration + 1) % settings.grad_accumulation_steps == 0
                 loss, run.gradient = step(batch, run.gradient, update)
                 loss = mx.distributed.all_sum(loss, stream=mx.cpu)
-                window.loss += loss * count
-                mx.eval(state, window.loss, run.gradient)
+                mx.eval(state, loss, run.gradient)
                 if not math.isfinite(loss.item()):
                     where = f"at iteration {run.iteration + 1}"
                     raise run.diverged(f"a training loss of {loss.item()}", where)
@@ -152,13 +139,13 @@ def train(
                 run.iteration += 1
                 run.seconds += seconds
                 run.tokens += count
-                window.answers += count
-                window.seconds += seconds
-                window.steps += 1
+                run.window.loss += loss.item() * count
+                run.window.answers += count
+                run.window.seconds += seconds
+                run.window.steps += 1
                 ui.advance()
                 if run.iteration % settings.steps_per_report == 0 or run.iteration == run.iters:
-                    report(run, window, ui, callback)
-                    window = Window()
+                    report(run, ui, callback)
                 if run.iteration % settings.save_every == 0 and world.rank() == 0:
                     run.save()
                     ui.report_save(run.folder / run.checkpoint_name())
@@ -223,9 +210,10 @@ def validate(
         callback.on_val_loss_report(info)
 
 
-def report(run: Run, window: Window, ui: UI, callback: TrainingCallback | None) -> None:
+def report(run: Run, ui: UI, callback: TrainingCallback | None) -> None:
     """Print and log the mean training loss, and whether it is low enough to stop."""
-    loss = window.loss.item() / window.answers
+    window, run.window = run.window, Window()
+    loss = window.loss / window.answers
     speed = window.answers / window.seconds
     run.train_loss = loss
     ui.report_train(run.iteration, loss, speed, run.tokens)

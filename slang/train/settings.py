@@ -243,7 +243,12 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
     for name in ("num_layers", "val_batches", "test_batches"):
         if getattr(settings, name) == 0:
             refuse(name, f" 0: give {allowed(name)}")
-    if settings.bias_correction and settings.optimizer not in ("adam", "adamw"):
+    if settings.optimizer in ("adam", "adamw"):
+        options = getattr(settings.optimizer_config, settings.optimizer)
+        if options.bias_correction is not UNSET and "bias_correction" not in typed:
+            settings.bias_correction = options.bias_correction  # the file's, over train.sh's
+        options.bias_correction = UNSET
+    elif settings.bias_correction:
         if "bias_correction" in {**in_file, **typed}:
             refuse("bias_correction", f": {settings.optimizer} has none; use adam or adamw")
         settings.bias_correction = False

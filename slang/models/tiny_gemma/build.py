@@ -34,6 +34,7 @@ from mlx_lm.models import gemma3_text
 from slang import dictionary
 from slang.errors import UserError, listed, parted
 from slang.files import undisturbed
+from slang.flags import number
 from slang.models.tiny_gemma.rows import Entries, Row, corpus, rows
 from slang.models.tokenizer import (
     CHAT_TEMPLATE,
@@ -266,11 +267,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     p.add_argument("--prompt", default="prompt.toml", help="system prompt and question forms")
     p.add_argument(
-        "--iters", type=int, default=800, help=f"pre-training steps of {BATCH_SIZE} rows"
+        "--iters",
+        type=number(1, whole=True),
+        default=800,
+        help=f"pre-training steps of {BATCH_SIZE} rows",
     )
     args = p.parse_args(argv)
-    if args.iters < 1:
-        p.error(f"--iters {args.iters}: give a whole number from 1")
     prompt = load(args.prompt)
     lines = read_entries(args.dictionary)
     in_demo = {entry.slang for entry in read_entries(args.demo)}

@@ -18,7 +18,7 @@ from slang.dictionary import Entry, normalized
 from slang.prompt import Prompt
 
 INVENTED = 300  # terms
-BARE = 0.8  # share of rows without the system prompt: shorter, and it answers who leaves it out
+BARE = 0.8  # share of rows without the system prompt, which makes them shorter
 # Share of rows, by what the question names and what is answered.
 MIX = {
     "word": 0.55,  # a few words of a meaning; that meaning
