@@ -52,16 +52,17 @@ usage() {
 
 # python ARGUMENT ...: the Python of the .venv. Its scripts (pip, mlx_lm.lora) are started by it, as
 # modules: they hold the path that the .venv was made under, and this folder may be moved.
-python() {
-  "$VENV/bin/python" "$@"
-}
+python() (
+  trap '' INT # until slang.errors listens: while Python starts, Ctrl-C would show a traceback
+  exec "$VENV/bin/python" "$@"
+)
 
 show() {
   {
     printf '+'
     printf ' %q' "$@"
     printf '\n'
-  } >&2
+  } >&2 || true # stderr may be closed
 }
 
 # run python ...: show the command on stderr, then run it.
@@ -75,7 +76,7 @@ run() {
 run_last() {
   show "$@"
   shift
-  trap '' INT # until slang.errors listens: while Python starts, Ctrl-C would show a traceback
+  trap '' INT # as in python
   exec "$VENV/bin/python" "$@"
 }
 

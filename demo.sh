@@ -34,6 +34,23 @@ stage() {
   printf '\n== %s (%d s)\n' "$1" "$SECONDS" >&2
 }
 
+# step COMMAND ...: run it, and hand on to it the signals that end this script.
+step() {
+  local child status=0
+  "$@" &
+  child=$!
+  trap 'kill -TERM "$child"' TERM
+  trap 'kill -HUP "$child"' HUP
+  trap : INT # a terminal sends it to both
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting
+    status=0
+    wait "$child" || status=$?
+  done
+  trap - TERM HUP INT
+  return "$status"
+}
+
 case "$*" in
   "" | --tiny) ;;
   *) usage "$*: there is --tiny, and no other flag" ;;
@@ -49,21 +66,21 @@ elif ! (need_model); then
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"
-python make_jsonl.py --input data/demo.txt
+step python make_jsonl.py --input data/demo.txt
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
-python split_jsonl.py
+step python split_jsonl.py
 
 stage "3/5 train.sh: a LoRA adapter"
-./train.sh "${train[@]}"
+step ./train.sh "${train[@]}"
 
 stage "4/5 evaluate.sh: baseline against adapted"
-./evaluate.sh --quick --note demo
+step ./evaluate.sh --quick --note demo
 
 stage "5/5 fuse.sh and chat.sh: a model, and a file for llama.cpp, which answers"
-./fuse.sh --type q4_k_m
+step ./fuse.sh --type q4_k_m
 for file in "$FUSED_PATH"/*-Q4_K_M.gguf; do
-  ./chat.sh --gguf "$file" "pura vida"
+  step ./chat.sh --gguf "$file" "pura vida"
 done
 
 stage "Done"

@@ -5,6 +5,8 @@ Every program of the project is started by `program`, so that its imports are in
 Run as: python -m slang.errors mlx_lm.fuse --help    a program of mlx_lm, which then ends as ours do
 """
 
+from __future__ import annotations  # an older Python reads this far, and is told
+
 import errno
 import importlib
 import os
@@ -40,7 +42,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C or a signal ends the program. `str()` says what was saved, if there is something."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """A line that can't be used as it stands; `str()` gives `FILE:LINE: what; what to do`."""
 
@@ -92,6 +94,14 @@ def program(module: str) -> None:
     1  with one line on stderr: a UserError, an OSError or what nobody expected
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP
     """
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print("Python 3.11 or newer is needed; source .venv/bin/activate first", file=sys.stderr)
+        sys.exit(1)
+    for number in range(3):  # a file that is opened next must not take stdin's place
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -157,6 +167,8 @@ def _in_one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return told(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("slang"):
+        return f"{error.name}: not installed in this Python; source .venv/bin/activate first"
     what = f"unexpected {type(error).__name__}: {first_line(error)}"
     return f"{what}; TRACEBACK=1 before the command shows where"
 

@@ -59,6 +59,8 @@ WRONG = {
     "--verbose": "unknown flag --verbose; see ./chat.sh --help, or put a question behind --",
     "--nonsense 3": "unknown flag --nonsense; see ./chat.sh --help, or put a question behind --",
     "--max 3": "unknown flag --max; see ./chat.sh --help, or put a question behind --",
+    "--gguf=": "--gguf: the name is empty; name a file",
+    "--gguf f --baseline": "--baseline: f holds the adapter too; leave --gguf out",
     "mae": "one question at a time; put it in quotes",
 }
 

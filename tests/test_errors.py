@@ -45,9 +45,20 @@ def test_an_error_is_one_line(tmp_path, raised, line):
 
 
 def test_an_error_of_an_import_is_one_line(tmp_path):
-    done = ended(tmp_path, "import nothing_of_this_name")
+    done = ended(tmp_path, "import slang.nothing")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("unexpected ModuleNotFoundError: No module named 'nothing_of")
+    assert done.stderr.startswith("unexpected ModuleNotFoundError: No module named 'slang.nothing'")
+
+
+def test_a_python_that_lacks_the_packages_is_the_wrong_one(tmp_path):
+    done = ended(tmp_path, "import nothing_of_this_name")
+    said = "nothing_of_this_name: not installed in this Python; source .venv/bin/activate first\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_file_that_is_opened_is_not_taken_for_stdin(tmp_path):
+    code = "def main(): sys.exit(open('/dev/null').fileno() < 3)"
+    assert ended(tmp_path, code, preexec_fn=lambda: os.close(0)).returncode == 0
 
 
 def test_the_traceback_is_shown_when_asked_for(tmp_path):

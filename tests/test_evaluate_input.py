@@ -36,6 +36,10 @@ def test_the_wrapper_refuses_flags_that_are_variables(variable):
         (["--nope"], "unrecognized arguments: --nope"),
         (["--mod", "x"], "unrecognized arguments: --mod x"),
         (["mae"], "unrecognized arguments: mae"),
+        (
+            ["--note", "caf\udce9"],
+            "--note 'caf\\udce9': broken character U+DCE9; take it out",
+        ),
         (["--note"], "argument --note: expected one argument"),
         (["--sample", "0"], "argument --sample: '0': give a whole number from 1"),
         (["--seed", "-1"], "argument --seed: '-1': give a whole number from 0"),

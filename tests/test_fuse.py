@@ -247,7 +247,9 @@ def test_ctrl_c_in_a_terminal(variables: dict[str, str], tmp_path: Path) -> None
 # ----------------------------------------------------------------- refused before a weight is read
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "mine.gguf", "photos/cat.jpg", ".env"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "mine.gguf", "photos/cat.jpg", ".env", "config.json/mine"]
+)
 def test_what_was_put_there_by_hand_is_not_lost(
     name: str, variables: dict[str, str], tmp_path: Path
 ) -> None:
@@ -259,6 +261,11 @@ def test_what_was_put_there_by_hand_is_not_lost(
     what = f"holds {name.split('/')[0]}, which fuse.sh did not write; move it away, or set"
     refused(fuse(variables), what)
     assert contents(tmp_path) == before
+
+
+def test_a_name_that_mlx_lm_takes_for_a_pattern(variables: dict[str, str], tmp_path: Path) -> None:
+    what = f"{tmp_path}/g[1]: mlx_lm reads no path with [, * or ? in it; set FUSED_PATH to another"
+    refused(fuse(variables, FUSED_PATH=tmp_path / "g[1]"), what)
 
 
 def test_no_other_model_is_replaced(variables: dict[str, str], tmp_path: Path) -> None:
@@ -333,6 +340,7 @@ FUSE = "--fused-path f --model m --adapter-path a"
         ("--export-gguf", "unrecognized arguments: --export-gguf"),
         ("--deq", "unrecognized arguments: --deq"),
         ("--answers 0", "argument --answers: '0': give a whole number from 1"),
+        ("--name x", "--name: it goes with a folder to export"),
         ("folder", "give a folder to export, --fused-path"),
     ],
 )

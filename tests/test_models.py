@@ -78,6 +78,7 @@ CHECKED: dict[str, tuple[Change, str]] = {
         edited("config.json", model_type="../models/gemma3_text"),
         f"{{m}}/config.json: mlx_lm knows no model_type '../models/gemma3_text'; {ANOTHER}",
     ),
+    "no rope": (edited("config.json", rope_theta=0), f"{{m}}/config.json: …rope_theta…; {AGAIN}"),
     "size is text": (edited("config.json", hidden_size="x"), f"{{m}}/config.json: …; {AGAIN}"),
     "size is zero": (
         edited("config.json", num_key_value_heads=0),
@@ -171,7 +172,14 @@ LOADED: dict[str, tuple[Change, str]] = {
     "more layers": (edited("config.json", num_hidden_layers=12), CANT),
     "wider": (edited("config.json", hidden_size=512), CANT),
     "odd rope_scaling": (edited("config.json", rope_scaling="x"), CANT),
-    "no epsilon": (edited("config.json", rms_norm_eps=None), CANT),
+    "template begins with a mark": (
+        written("chat_template.jinja", b"\xef\xbb\xbf{{ messages }}"),
+        TEMPLATE,
+    ),
+    "template leaves the system prompt out": (
+        written("chat_template.jinja", b"{% for m in messages[1:] %}{{ m.content }}{% endfor %}"),
+        TEMPLATE,
+    ),
     "odd quantization": (edited("config.json", quantization={"bits": 4}), CANT),
     "generation_config is a list": (written("generation_config.json", b"[]"), CANT),
     "tokenizer cut off": (cut("tokenizer.json", 50_000), CANT),

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -235,6 +236,23 @@ def whole_house(tmp_path) -> Path:
     (there / "packages.pth").write_text(f"{packages}\n")
     (folder / ".venv/installed-for.txt").write_text("\n".join(requirements()) + "\n")
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_the_demo_ends_its_step(whole_house, number, code):
+    process = subprocess.Popen(
+        [whole_house / "demo.sh", "--tiny"],
+        env={**os.environ, "VENV": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = iter(process.stderr.readline, "")
+    assert any("slang.train" in line for line in lines)
+    process.send_signal(number)
+    process.stderr.read()  # until the last of its steps is gone
+    assert process.wait() == code
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from conftest import ROOT, run
 from training import contents, flags, losses, make_data, trained
@@ -237,7 +238,25 @@ def test_resuming_something_else_is_refused_with_what_differs(data, whole, tmp_p
     assert contents(whole) == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "of another program", "empty"])
+def edit_state(path: Path, damage: str) -> None:
+    """Make a state that can be read, and be no training's."""
+    arrays, about = mx.load(str(path), return_metadata=True)
+    mx.eval(arrays)
+    name = next(name for name in arrays if name.startswith("adapter/"))
+    if damage == "number":
+        about["numbers"] = about["numbers"].replace('"iteration": 13', '"iteration": -5')
+    elif damage == "log":
+        about["log"] = "5"
+    elif damage == "shape":
+        arrays[name] = arrays[name][1:]
+    else:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("optimizer/")}
+    mx.save_safetensors(str(path), arrays, about)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "of another program", "empty", "number", "log", "shape", "part"]
+)
 def test_a_state_that_is_not_whole_is_refused(data, whole, tmp_path, damage):
     shutil.copytree(whole, tmp_path / "a")
     path = tmp_path / "a/resume.safetensors"
@@ -245,13 +264,25 @@ def test_a_state_that_is_not_whole_is_refused(data, whole, tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-1])
     elif damage == "empty":
         path.write_bytes(b"")
-    else:
+    elif damage == "of another program":
         shutil.copy(whole / "adapters.safetensors", path)
+    else:
+        edit_state(path, damage)
     before = contents(tmp_path / "a")
     said = f"{path}: cut off, or not written by this program; leave --resume out to begin anew"
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         command.main(flags(data, tmp_path / "a", resume=True))
     assert contents(tmp_path / "a") == before
+
+
+def test_a_refused_resume_ends_in_words(data, whole):
+    """MLX aborted a process that ended with arrays still to be read."""
+    program = [sys.executable, "-m", "slang.train"]
+    command = [*program, *flags(data, whole, resume=True, learning_rate=1e-5)]
+    for _ in range(3):
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+        assert done.returncode == 1 and "learning_rate: " in done.stderr
+        assert done.stderr.endswith("or leave --resume out to begin anew.\n")
 
 
 def test_what_may_change_between_a_run_and_its_resume(data, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from slang.train.flags import parse
 from slang.train.settings import OURS, Settings
 
 pytestmark = pytest.mark.slow  # mlx_lm takes two seconds to import
+RANK = "give a whole number from 1 to 4096"
 WHOLE = "give a whole number from 1 to 2147483647"
 ALL = "give a whole number from 1, or -1 for all"
 RATE = "give a number above 0, such as 1e-4"
@@ -47,8 +48,9 @@ def test_every_setting_of_mlx_lm_is_known():
         ("--learning-rate nan", f"--learning-rate nan: {RATE}"),
         ("--learning-rate inf", f"--learning-rate inf: {RATE}"),
         ("--learning-rate=-1e-4", f"--learning-rate -0.0001: {RATE}"),
-        ("--epochs 0", f"--epochs 0.0: {RATE}"),
-        ("--epochs nan", f"--epochs nan: {RATE}"),
+        ("--epochs 0", "--epochs 0.0: give a number above 0, such as 2.5"),
+        ("--epochs nan", "--epochs nan: give a number above 0, such as 2.5"),
+        ("--epochs 1e300", "--epochs 1e+300: give a number above 0, such as 2.5"),
         ("--early-stop -1", "--early-stop -1.0: give a loss in nats, or 0 for never"),
         ("--early-stop nan", "--early-stop nan: give a loss in nats, or 0 for never"),
         ("--everyday-share -1", "--everyday-share -1.0: give a number from 0, such as 0.25"),
@@ -87,16 +89,16 @@ OPTIMIZERS = "adam or adamw or muon or sgd or adafactor"
         ("itres: 5", ": unknown setting itres; is it iters?"),
         ("hf_dataset: {path: x}", ": unknown setting hf_dataset; take it out"),
         ("5: 5", ": unknown setting 5; take it out"),
-        ("iters: five", f": iters five: {WHOLE}"),
+        ("iters: five", f": iters 'five': {WHOLE}"),
         ("iters: 1.5", f": iters 1.5: {WHOLE}"),
         ("iters: true", f": iters True: {WHOLE}"),
         ("seed: 1e5000", ": seed inf: give a whole number from 0"),
         ("test: 1", ": test 1: give true or false"),
         ("model: 5", ": model 5: give a text"),
         ("data: [a]", ": data ['a']: give a text"),
-        ("fine_tune_type: magic", ": fine_tune_type magic: give lora or dora or full"),
-        ("keep: maybe", ": keep maybe: give best or last"),
-        ("optimizer: nope", f": optimizer nope: give {OPTIMIZERS}"),
+        ("fine_tune_type: magic", ": fine_tune_type 'magic': give lora or dora or full"),
+        ("keep: maybe", ": keep 'maybe': give best or last"),
+        ("optimizer: nope", f": optimizer 'nope': give {OPTIMIZERS}"),
         ("optimizer: [adam]", f": optimizer ['adam']: give {OPTIMIZERS}"),
         ("optimizer_config: 5",
          ": optimizer_config 5: give adam, adamw, muon, sgd, adafactor, each "
@@ -109,7 +111,7 @@ OPTIMIZERS = "adam or adamw or muon or sgd or adafactor"
         ("lr_schedule: 5", ": lr_schedule 5: give name, arguments, warmup, warmup_init, each on a "
          "line below it"),
         ("lr_schedule: {name: nope, arguments: [1]}",
-         ": lr_schedule.name nope: give cosine_decay or "
+         ": lr_schedule.name 'nope': give cosine_decay or "
          "exponential_decay or linear_schedule or step_decay"),
         ("lr_schedule: {name: cosine_decay}", ": lr_schedule: no arguments in it; write it there"),
         ("lr_schedule: {name: cosine_decay, arguments: []}", ": lr_schedule.arguments []: give a "
@@ -120,7 +122,7 @@ OPTIMIZERS = "adam or adamw or muon or sgd or adafactor"
         ("lora_parameters: 5",
          ": lora_parameters 5: give rank, scale, dropout, keys, each on a line "
          "below it"),
-        ("lora_parameters: {rank: 0, scale: 1, dropout: 0}", f": lora_parameters.rank 0: {WHOLE}"),
+        ("lora_parameters: {rank: 0, scale: 1, dropout: 0}", f": lora_parameters.rank 0: {RANK}"),
         ("lora_parameters: {rank: 1, scale: .nan, dropout: 0}",
          f": lora_parameters.scale nan: {RATE}"),
         ("lora_parameters: {rank: 1, scale: .inf, dropout: 0}",
@@ -132,7 +134,12 @@ OPTIMIZERS = "adam or adamw or muon or sgd or adafactor"
         ("lora_parameters: {rank: 1, alpha: 1, dropout: 0}", ": lora_parameters: unknown setting "
          "alpha; take it out"),
         ("lora_parameters: {rank: 1, scale: 1, dropout: 0, keys: nope}", ": lora_parameters.keys "
-         "nope: give a list of names, such as [self_attn.q_proj]"),
+         "'nope': give a list of names, such as [self_attn.q_proj]"),
+        ("lora_parameters: {rank: 2147483647, scale: 1, dropout: 0}",
+         f": lora_parameters.rank 2147483647: {RANK}"),
+        ("lora_parameters: {rank: 1, scale: 1e300, dropout: 0}",
+         f": lora_parameters.scale 1e+300: {RATE}"),
+        ("config: other.yaml", ": config: take it out; a file names no other"),
         ("report_to: 5", ": report_to 5: give wandb or swanlab"),
         ("report_to: wandb", ": report_to wandb: not installed; pip install wandb"),
     ],
@@ -143,6 +150,19 @@ def test_a_yaml_file_that_can_not_be(text, message, tmp_path):
     with pytest.raises(UserError) as refused:
         parse(["--train", "-c", str(path)])
     assert str(refused.value) == f"{path}{message}"
+
+
+def test_a_yaml_file_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"iters: 5\nproject_name: caf\xe9\n")
+    with pytest.raises(UserError, match=r":2: not UTF-8; save the file as UTF-8$"):
+        parse(["--train", "-c", str(path)])
+
+
+def test_train_sh_trains_whatever_the_file_says(tmp_path):
+    with pytest.raises(UserError, match=r"x.yaml: train: take it out; train.sh trains$"):
+        merged(tmp_path, "train: false")
+    assert merged(tmp_path, "train: true").train
 
 
 def test_a_yaml_file_that_is_not_there(tmp_path):

@@ -90,6 +90,25 @@ def test_mlx_lm_trains_with_the_same_flags(environment, tmp_path):
     assert not [path for path in (tmp_path / "a").iterdir() if path.name.startswith(".mlx_lm")]
 
 
+def test_mlx_lm_that_diverged_changes_nothing(environment, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/adapters.safetensors").write_text("good")
+    typed = ["--iters", "6", "--batch-size", "2", "--val-batches", "1", "--learning-rate", "1e20"]
+    done = run(ROOT / "train.sh", *typed, ENGINE="mlx_lm", **environment)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"{tmp_path}/a: ")
+    assert last.endswith(
+        "holds NaN or infinity; the adapter there is as it was; give a lower --learning-rate"
+    )
+    assert (tmp_path / "a/adapters.safetensors").read_text() == "good"
+
+
+def test_mlx_lm_wants_a_whole_batch(environment, tmp_path):
+    done = run(ROOT / "train.sh", "--batch-size", "700", ENGINE="mlx_lm", **environment)
+    what = "fewer than --batch-size 700; mlx_lm.lora wants a whole batch, give a smaller one"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(what)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_wrapper_reaches_the_training(environment, tmp_path, number, code):
     process = subprocess.Popen(

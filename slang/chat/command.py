@@ -63,6 +63,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         p.error("the question is empty; leave it out for a conversation")
     if args.model is None and args.gguf is None:
         p.error("name a --model")
+    if args.gguf == "":
+        p.error("--gguf: the name is empty; name a file")
     if args.baseline and args.gguf:
         p.error(f"--baseline: {args.gguf} holds the adapter too; leave --gguf out")
     return args

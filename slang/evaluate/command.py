@@ -42,6 +42,7 @@ from slang.dictionary import normalized
 from slang.evaluate import page, quiz, results, statistics
 from slang.flags import number
 from slang.models import find
+from slang.text import unusable
 
 CONTROL = Path(__file__).parents[2] / "data/control.jsonl"
 PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy")
@@ -116,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.output and not args.output.endswith(".json"):
         p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
+    if why := unusable(args.note):
+        p.error(f"--note {args.note!r}: {why}")
     if args.compare:
         return compare(args)
     if args.page:

@@ -67,6 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("--fused-path needs --model and --adapter-path")
     if args.name and not args.folder:
         p.error("--name: it goes with a folder to export")
+    if "/" in (args.name or ""):
+        p.error(f"--name {args.name}: files begin with it; leave the / out")
     args.type = list(dict.fromkeys(args.type))
     return args
 

@@ -98,9 +98,11 @@ def check_place(fused: Path) -> None:
     can_be_made = there.is_dir() and os.access(there, os.W_OK)
     if not can_be_made or (fused.exists() and not fused.is_dir()):
         raise UserError(f"{fused}: not a folder that can be written; set FUSED_PATH to another")
-    paths = fused.iterdir() if fused.exists() else []
+    find.check_name(Path(os.path.realpath(fused)), "set FUSED_PATH to another")
+    paths = list(fused.iterdir()) if fused.exists() else []
     held = {path.name for path in paths if not UNSEEN.fullmatch(path.name)}
-    foreign = sorted(name for name in held if not is_written(name, fused))
+    folders = {path.name for path in paths if path.is_dir()}
+    foreign = sorted(name for name in held if name in folders or not is_written(name, fused))
     if foreign:
         remedy = f"move it away, or {ANOTHER}"
         raise UserError(f"{fused}: holds {foreign[0]}, which fuse.sh did not write; {remedy}")

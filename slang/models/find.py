@@ -158,11 +158,16 @@ def check_config(path: Path) -> ModelConfig:
     return config
 
 
+def check_name(path: Path, remedy: str) -> None:
+    """Raises UserError for a name that mlx_lm takes for a pattern of names."""
+    if glob.escape(str(path)) != str(path):
+        raise UserError(f"{path}: mlx_lm reads no path with [, * or ? in it; {remedy}")
+
+
 def check_model(folder: Path) -> ModelConfig:
     """A model's config.json. Raises UserError where a file of the model is missing or cut off."""
     config = check_config(folder / "config.json")
-    if glob.escape(str(folder)) != str(folder):
-        raise UserError(f"{folder}: mlx_lm reads no path with [, * or ? in it; rename the folder")
+    check_name(folder, "rename the folder")
     weights = weight_files(folder)
     if not weights:
         raise UserError(f"{folder}: no model*.safetensors, so no weights; {AGAIN}")

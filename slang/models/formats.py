@@ -18,6 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # by the tensors' names
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "U16": 2, "I16": 2}  # bytes a value
 WIDTHS |= {"F32": 4, "U32": 4, "I32": 4, "F64": 8, "U64": 8, "I64": 8}
 Size = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 T = TypeVar("T")
 
 
@@ -40,6 +41,11 @@ class GemmaConfig(ModelConfig):
     sliding_window: Size = 512
     sliding_window_pattern: Size = 6
     vocab_size: Size = 262144
+    max_position_embeddings: Size = 32768
+    rope_theta: Positive = 1e6
+    rope_local_base_freq: Positive = 1e4
+    query_pre_attn_scalar: Positive = 256.0
+    rms_norm_eps: Positive = 1e-6
 
 
 class LoraParameters(msgspec.Struct):

@@ -332,7 +332,7 @@ def name_of(path: Path, metadata: Metadata) -> str:
     A blob of Ollama's has only a hash for a name, so it is called after the model in it.
     """
     if path.suffix == ".gguf":
-        return path.stem
+        return re.sub(r"[\[*?]", "-", path.stem)  # which mlx_lm takes for a pattern
     title = str(metadata.get("general.name", "model"))
     return re.sub(r"[^\w.]+", "-", title.lower()).strip("-.") or "model"
 

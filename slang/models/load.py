@@ -53,7 +53,9 @@ def check_template(tokenizer: TokenizerWrapper, source: str) -> None:
     with one_line(f"{source}: its chat template can't be used", find.ANOTHER):
         text = tokenizer.apply_chat_template(SAMPLE, tokenize=False)
         tokenizer.apply_chat_template(SAMPLE[:2], add_generation_prompt=True)
-        for message in SAMPLE[1:]:
+        if "\ufeff" in text:
+            raise ValueError("it begins with a byte order mark, which the model would read")
+        for message in SAMPLE:
             if message["content"] not in text:
                 raise ValueError(f"it leaves out what the {message['role']} says")
 

@@ -10,10 +10,12 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import msgspec
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.cli_ui import rprint
@@ -35,6 +37,7 @@ STATE = "resume.safetensors"
 ADAPTER = "adapters.safetensors"
 BEST = "adapters_best.safetensors"
 LAST = "adapters_last.safetensors"
+Parts = dict[str, dict[str, mx.array]]  # adapter, best, optimizer, gradient, random: their arrays
 
 
 def everywhere(content: bytes | None) -> bytes | None:
@@ -55,36 +58,6 @@ def everywhere(content: bytes | None) -> bytes | None:
     return bytes(memoryview(summed))[1:]
 
 
-def read_state(path: Path, content: bytes) -> tuple[dict[str, mx.array], dict]:
-    """The arrays and the rest of a resume.safetensors. Raises UserError unless it is whole."""
-    remedy = "leave --resume out to begin anew"
-    problem = f"{path}: cut off, or not written by this program; {remedy}"
-    try:
-        arrays, about = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
-        about = {name: json.loads(value) for name, value in about.items()}
-    except (RuntimeError, ValueError):
-        raise UserError(problem) from None
-    if not {"identity", "numbers", "log", "iters", "window"} <= set(about):
-        raise UserError(problem)
-    return arrays, about
-
-
-def set_aside(folder: Path) -> None:
-    """Rename the state of an unfinished run, before a new run overwrites it."""
-    path = folder / STATE
-    if not path.is_file():
-        return
-    try:
-        about = read_state(path, path.read_bytes())[1]
-    except UserError:
-        return  # nothing can go on from it
-    at = about["numbers"]["iteration"]
-    if 0 < at < about["iters"] and not about["numbers"]["finished"]:
-        aside = path.with_name(f"resume_before_{at}.safetensors")
-        os.replace(path, aside)
-        rprint(f"{path}: an unfinished run stood at iteration {at}; its state is now {aside.name}")
-
-
 @dataclass
 class Window:
     """What was trained since the last report."""
@@ -93,6 +66,72 @@ class Window:
     answers: int = 0
     seconds: float = 0.0
     steps: int = 0
+
+
+class Numbers(msgspec.Struct):
+    """What of a run is a number; see Run."""
+
+    iteration: Annotated[int, msgspec.Meta(ge=0)]
+    validated: int
+    best_iteration: int
+    best_loss: float
+    valid_loss: float
+    train_loss: float
+    seconds: float
+    tokens: int
+    finished: bool
+    replaced: bool
+
+
+class State(msgspec.Struct):
+    """What resume.safetensors says beside its arrays; see Run."""
+
+    identity: dict[str, Any]
+    iters: int
+    numbers: Numbers
+    log: list[dict[str, Any]]
+    window: Window
+
+
+def foreign(path: Path) -> UserError:
+    """The error of a state that can't be gone on from."""
+    remedy = "leave --resume out to begin anew"
+    return UserError(f"{path}: cut off, or not written by this program; {remedy}")
+
+
+def read_state(path: Path, content: bytes) -> tuple[Parts, State]:
+    """The arrays and the rest of a resume.safetensors. Raises UserError unless it is whole."""
+    parts: Parts = {"adapter": {}, "best": {}, "optimizer": {}, "gradient": {}, "random": {}}
+    try:
+        arrays, about = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
+        mx.eval(arrays)  # MLX aborts a process that ends with arrays still to be read
+        state = msgspec.convert({name: json.loads(text) for name, text in about.items()}, State)
+        for name, array in arrays.items():
+            part, name = name.split("/", 1)
+            parts[part][name] = array
+    except (RuntimeError, ValueError, KeyError, RecursionError):
+        raise foreign(path) from None
+    return parts, state
+
+
+def shapes(arrays: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def set_aside(folder: Path) -> None:
+    """Rename the state of an unfinished run, before a new run overwrites it."""
+    path = folder / STATE
+    if not path.is_file():
+        return
+    try:
+        _, state = read_state(path, path.read_bytes())
+    except UserError:
+        return  # nothing can go on from it
+    at = state.numbers.iteration
+    if 0 < at < state.iters and not state.numbers.finished:
+        aside = path.with_name(f"resume_before_{at}.safetensors")
+        os.replace(path, aside)
+        rprint(f"{path}: an unfinished run stood at iteration {at}; its state is now {aside.name}")
 
 
 class Run:
@@ -108,11 +147,6 @@ class Run:
     log               the rows of log.jsonl
     window            what the next report is about
     """
-
-    NUMBERS = (
-        "iteration", "validated", "best_iteration", "best_loss", "valid_loss", "train_loss",
-        "seconds", "tokens", "finished", "replaced",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -156,7 +190,11 @@ class Run:
         kept = "as it was saved before" if self.saved or self.replaced else "as it was"
         return UserError(
             f"{what} {where}: the training diverged, and {self.folder} is {kept}; "
-            f"give a --learning-rate below {self.settings.learning_rate:g}"
+            + (
+                "soften the lr_schedule"
+                if self.settings.lr_schedule
+                else f"give a --learning-rate below {self.settings.learning_rate:g}"
+            )
         )
 
     def save(self, stopped: bool = False) -> None:
@@ -184,7 +222,7 @@ class Run:
         }
         arrays = {f"{part}/{n}": a for part, values in parts.items() for n, a in values.items()}
         about = {
-            "numbers": {name: getattr(self, name) for name in self.NUMBERS},
+            "numbers": {name: getattr(self, name) for name in Numbers.__struct_fields__},
             "identity": self.identity,
             "iters": self.iters,
             "log": self.log,
@@ -245,8 +283,8 @@ class Run:
         if content is None:
             rprint(f"{path}: not there, so this run begins at the beginning")
             return False
-        arrays, about = read_state(path, content)
-        before, now = about["identity"], self.identity
+        parts, state = read_state(path, content)
+        before, now = state.identity, self.identity
         different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         if different:
             lines = [f"  {k}: {before.get(k)} then, {now.get(k)} now" for k in different]
@@ -255,19 +293,19 @@ class Run:
                 + "\n".join(lines)
                 + "\nGive the same again, or leave --resume out to begin anew."
             )
-        parts: dict[str, dict] = {name.split("/", 1)[0]: {} for name in arrays}
-        for name, array in arrays.items():
-            part, name = name.split("/", 1)
-            parts[part][name] = array
+        adapter, optimizer = self.adapter(), dict(tree_flatten(self.optimizer.state))
+        needed = {"adapter": adapter, "optimizer": optimizer, "random": {"key": mx.random.state[0]}}
+        if any(shapes(parts[name]) != shapes(some) for name, some in needed.items()):
+            raise foreign(path)
         self.model.load_weights(list(parts["adapter"].items()), strict=False)
-        self.best = parts.get("best", {})
+        self.best = parts["best"]
         self.optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
-        self.gradient = parts.get("gradient")
+        self.gradient = parts["gradient"] or None
         high, low = parts["random"]["key"].tolist()
         mx.random.seed(high << 32 | low)  # the state is the seed's two halves
-        for name, value in about["numbers"].items():
+        for name, value in msgspec.structs.asdict(state.numbers).items():
             setattr(self, name, value)
-        self.log = about["log"]
-        self.window = Window(**about["window"])
+        self.log = state.log
+        self.window = state.window
         self.finished, self.saved = False, True
         return True

@@ -192,6 +192,9 @@ def train_model(
     iters = settings.iters or 1000
     if settings.epochs:
         iters = max(1, math.ceil(settings.epochs * per_epoch))
+    if settings.grad_accumulation_steps > iters:
+        flag = f"--grad-accumulation-steps {settings.grad_accumulation_steps}"
+        raise UserError(f"{flag}: more than the {count(iters, 'step')}, so none would be taken")
 
     network = make_network(settings, model, sets)
     identity = identity_of(settings, iters, weights, rows, valid)

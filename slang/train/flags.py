@@ -106,6 +106,8 @@ def parse(argv: list[str]) -> Settings:
         wrapper = vars(parser.parse_args(argv[:at]))
         argv = argv[at + 1 :]
     typed = vars(parser.parse_args(argv))
+    if "typed" in typed:
+        parser.error("--typed: train.sh gives it; leave it out")
     file = {**wrapper, **typed}.get("config")
     in_file = {}
     if file:

@@ -7,8 +7,12 @@ import tempfile
 import types
 from pathlib import Path
 
+import mlx.core as mx
 from mlx_lm import lora as mlx_lm_lora
 
+from slang import jsonl
+from slang.errors import UserError
+from slang.models.load import check_finite
 from slang.train.checkpoint import ADAPTER, BEST, LAST, STATE, set_aside
 from slang.train.settings import OURS, Settings
 
@@ -27,6 +31,12 @@ def run(settings: Settings) -> None:
     if not settings.train:
         mlx_lm_lora.run(types.SimpleNamespace(**values))
         return
+    for name in ("train.jsonl", "valid.jsonl"):
+        path = Path(settings.data) / name
+        n_rows = len(jsonl.read(path)) if path.exists() else settings.batch_size
+        if n_rows < settings.batch_size:
+            what = f"{n_rows} records, fewer than --batch-size {settings.batch_size}"
+            raise UserError(f"{path}: {what}; mlx_lm.lora wants a whole batch, give a smaller one")
     part = Path(tempfile.mkdtemp(dir=folder, prefix=".mlx_lm."))
     try:
         mlx_lm_lora.run(types.SimpleNamespace(**values | {"adapter_path": str(part)}))
@@ -37,7 +47,9 @@ def run(settings: Settings) -> None:
 
 
 def move(part: Path, folder: Path, settings: Settings) -> None:
-    """Take the place of what an earlier run left."""
+    """Take the place of what an earlier run left. Raises UserError for NaN, which never does."""
+    remedy = "the adapter there is as it was; give a lower --learning-rate"
+    check_finite(mx.load(str(part / ADAPTER)), str(folder), remedy)
     config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     config["adapter_path"] = str(folder)
     text = json.dumps(config, indent=4)

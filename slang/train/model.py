@@ -111,7 +111,11 @@ def learning_rate(settings: Settings, iters: int) -> float | Callable:
 def make_optimizer(settings: Settings, model: nn.Module, iters: int) -> optim.Optimizer:
     options = settings.optimizer_options()
     rate = learning_rate(settings, iters)
-    optimizer = OPTIMIZERS[settings.optimizer](learning_rate=rate, **options)
+    try:
+        optimizer = OPTIMIZERS[settings.optimizer](learning_rate=rate, **options)
+    except ValueError as error:
+        where = f"{settings.config}: optimizer_config.{settings.optimizer}"
+        raise UserError(f"{where}: {first_line(error)}; see mlx.optimizers") from None
     optimizer.init(model.trainable_parameters())
     return optimizer
 

@@ -10,7 +10,6 @@ Whatever they come from, they are checked once, as one `Settings`.
 import difflib
 import importlib.util
 import re
-import sys
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,7 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from slang.errors import UserError
 
-LARGEST = sys.float_info.max
+LARGEST = 3.4e38  # of float32
 Switch = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="a text")]
 Whole = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number from 1 to 2147483647")]
@@ -32,7 +31,9 @@ FromZero = Annotated[int, Meta(ge=0, le=2**63 - 1, description="a whole number f
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST, description="a number")]
 Loss = Annotated[float, Meta(ge=0, le=LARGEST, description="a loss in nats, or 0 for never")]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST, description="a number above 0, such as 1e-4")]
-Share = Annotated[float, Meta(ge=0, le=LARGEST, description="a number from 0, such as 0.25")]
+Share = Annotated[float, Meta(ge=0, le=100, description="a number from 0, such as 0.25")]
+Passes = Annotated[float, Meta(gt=0, le=1e5, description="a number above 0, such as 2.5")]
+Rank = Annotated[int, Meta(ge=1, le=4096, description="a whole number from 1 to 4096")]
 Dropout = Annotated[float, Meta(ge=0, lt=1, description="a number from 0, below 1")]
 Numbers = Annotated[list[Number], Meta(min_length=1, description="a list of numbers")]
 Pair = Annotated[
@@ -95,7 +96,7 @@ class OptimizerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LoraParameters(Strict):
-    rank: Whole
+    rank: Rank
     scale: Positive
     dropout: Dropout
     keys: Names | UnsetType = UNSET  # layers that get an adapter; all linear ones when left out
@@ -149,7 +150,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     engine: Literal["slang", "mlx_lm"] = "slang"
     resume: Switch = False
     keep: Literal["best", "last"] = "last"
-    epochs: Positive | None = None
+    epochs: Passes | None = None
     decay: Switch = False
     bias_correction: Switch = False
     everyday: Text | None = None
@@ -187,6 +188,9 @@ def from_yaml(path: str, loader: type) -> dict[str, Any]:
     """The settings in a YAML file. Raises UserError where they can't be read."""
     try:
         found = yaml.load(Path(path).read_text(encoding="utf-8-sig"), loader)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -208,6 +212,10 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
     for name, owner in OWNERS.items():
         if name in in_file and name in wrapper:
             raise UserError(f"{file}: {name}: take it out; {owner} decides it")
+    if "config" in in_file:
+        raise UserError(f"{file}: config: take it out; a file names no other")
+    if wrapper.get("train") and in_file.get("train") is False:
+        raise UserError(f"{file}: train: take it out; train.sh trains")
     if in_file.get("lr_schedule") and (clash := {"learning_rate", "decay"} & set(typed)):
         raise ValueError(f"{flag(min(clash))}: {file} has an lr_schedule; leave one of them out")
     values: dict[str, Any] = {}
@@ -239,7 +247,10 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
             close = difflib.get_close_matches(field[2], fields_at(path), 1)
             remedy = f"is it {close[0]}?" if close else "take it out"
             raise UserError(f"{where}unknown setting {field[2]}; {remedy}") from None
-        refuse(path, f" {value_at(values, path)}: give {allowed(path)}")
+        value = value_at(values, path)
+        if isinstance(value, str) and path.split(".")[0] not in typed:
+            value = repr(value)  # in a file, "7" is no number
+        refuse(path, f" {value}: give {allowed(path)}")
     for name in ("num_layers", "val_batches", "test_batches"):
         if getattr(settings, name) == 0:
             refuse(name, f" 0: give {allowed(name)}")
