@@ -45,7 +45,7 @@ class Setting:
     forms: str = "3"  # question forms that each wording is asked in
     questions: int | None = None  # of prompt.toml, the first ones; all where it is None
     slangs: int | None = None  # of the whole dictionary; the demo's where it is None
-    steps: int = 184  # 4 epochs of the demo's rows
+    steps: int = 161  # 3.5 epochs of the demo's rows
     rate: str = "7e-4"
     bias_correction: bool = True
     decay: bool = True
@@ -66,8 +66,8 @@ class Setting:
 
 
 SETTINGS = {
-    "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 184 steps"),
-    "steps-160": Setting("160 steps, as demo.sh", steps=160),
+    "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
+    "epochs-4": Setting("the same for 4 epochs", steps=184),
     "rate-5e-4": Setting("5e-4, 130 steps", rate="5e-4", steps=130),
     "share-0.05": Setting(
         "everyday Spanish for a twentieth, 8e-4, 160 steps", share="0.05", rate="8e-4", steps=160
@@ -95,8 +95,7 @@ SETTINGS = {
         steps=130,
         bias_correction=False,
     ),
-    "share-0.15": Setting("everyday Spanish for three twentieths", share="0.15", steps=192),
-    "layers-9": Setting("the defaults, the last 9 of 18 layers", layers=9),
+    "layers-9": Setting("4 epochs, the last 9 of 18 layers", steps=184, layers=9),
     "rank-4": Setting("the defaults, rank 4", rank=4),
     "rank-16": Setting("the defaults, rank 16", rank=16),
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
