@@ -43,7 +43,7 @@ case "$ENGINE" in
   slang)
     flags+=(
       --learning-rate 7e-4           # mlx_lm's 1e-5 is too timid for new facts
-      --epochs 4                     # passes over the rows; --iters counts steps in their place
+      --epochs 3.5                   # passes over the rows; --iters counts steps in their place
       --decay                        # the learning rate rises at the start and falls until the end
       --bias-correction              # Adam as published; without it the first steps are too large
       --everyday data/everyday.jsonl # everyday Spanish, a row for ten; "" leaves it out
