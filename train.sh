@@ -75,8 +75,7 @@ need_model
 command=(python -m slang.train --train --engine "$ENGINE")
 if [ -n "$HOSTFILE" ]; then
   need_file "$HOSTFILE" "mlx.distributed_config writes one"
-  launch=(python -m slang.errors mlx._distributed_utils.launch --hostfile "$HOSTFILE")
-  command=("${launch[@]}" "${command[@]}")
+  command=(python -m slang.train.launch "$HOSTFILE" "${command[@]}")
 fi
 run_last "${command[@]}" --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" \
   --prompt prompt.toml "${flags[@]}" --typed "$@"

@@ -350,6 +350,24 @@ def on_two_machines(program: list, *arguments: str) -> str:
     return done.stdout + done.stderr  # mlx.launch ends with 0 whatever happened
 
 
+@pytest.mark.parametrize(("ends", "code"), [(0, 0), (3, 1)])
+def test_a_machine_that_failed_is_told_by_the_exit_code(tmp_path, ends, code):
+    host = '{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}'
+    (tmp_path / "hosts.json").write_text(f"[{host}, {host}]", encoding="utf-8")
+    launch = [sys.executable, "-m", "slang.train.launch", tmp_path / "hosts.json"]
+    done = run(*launch, sys.executable, "-c", f"raise SystemExit({ends})")
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '[{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]'])
+def test_a_file_of_hosts_that_can_not_be(tmp_path, content):
+    path = tmp_path / "hosts.json"
+    path.write_text(content, encoding="utf-8")
+    done = run(sys.executable, "-m", "slang.train.launch", path, "python", "-c", "1")
+    assert done.returncode == 1 and done.stderr.startswith(f"{path}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_two_machines_have_the_loss_curve_of_one(data, whole, tmp_path):
     """22 rows in batches of 4: the last batch of an epoch has one row for each, validation's last
     one row for two."""
