@@ -94,40 +94,9 @@ def program(module: str) -> None:
     1  with one line on stderr: a UserError, an OSError or what nobody expected
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP
     """
-    if sys.version_info < (3, 11):  # noqa: UP036
-        print("Python 3.11 or newer is needed; source .venv/bin/activate first", file=sys.stderr)
-        sys.exit(1)
-    for number in range(3):  # a file that is opened next must not take stdin's place
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if _importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
-        else:
-            raise Stopped("Stopped" if number == signal.SIGINT else f"Stopped by {_name(number)}")
-
-    def stop_again(_number: int, frame: FrameType | None) -> None:
-        stop(received[-1], frame)
-
-    def unraisable(lost: Any) -> None:
-        """Python drops what is raised in a destructor: the signal once more, a moment after it."""
-        if issubclass(lost.exc_type, KeyboardInterrupt) and received:
-            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
-        else:
-            sys.__unraisablehook__(lost)
-
-    # The wrappers let Python start with Ctrl-C ignored: its own start would end in a traceback.
-    signal.signal(signal.SIGINT, stop)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, stop)
-    signal.signal(signal.SIGALRM, stop_again)
-    sys.unraisablehook = unraisable
+    _need_new_python()
+    _open_what_is_closed()
+    received = _listen()
     try:
         try:
             code = importlib.import_module(module).main()
@@ -151,8 +120,51 @@ def program(module: str) -> None:
     sys.exit(code)
 
 
-def _name(number: int) -> str:
-    return signal.Signals(number).name
+def _need_new_python() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print("Python 3.11 or newer is needed; source .venv/bin/activate first", file=sys.stderr)
+        sys.exit(1)
+
+
+def _open_what_is_closed() -> None:
+    """Or a file that is opened next would be taken for stdin, stdout or stderr."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _listen() -> list[int]:
+    """Raise Stopped when a signal comes. Returns a list to which its number is added then."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
+            return
+        name = signal.Signals(number).name
+        raise Stopped("Stopped" if number == signal.SIGINT else f"Stopped by {name}")
+
+    def stop_again(_number: int, frame: FrameType | None) -> None:
+        stop(received[-1], frame)
+
+    def unraisable(lost: Any) -> None:
+        """Python drops what is raised in a destructor: the signal once more, a moment after it."""
+        if issubclass(lost.exc_type, KeyboardInterrupt) and received:
+            signal.setitimer(signal.ITIMER_REAL, POSTPONED)
+        else:
+            sys.__unraisablehook__(lost)
+
+    # The wrappers let Python start with Ctrl-C ignored: its own start would end in a traceback.
+    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
+    signal.signal(signal.SIGALRM, stop_again)
+    sys.unraisablehook = unraisable
+    return received
 
 
 def _importing(frame: FrameType | None) -> bool:
