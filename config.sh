@@ -53,7 +53,9 @@ usage() {
 # python ARGUMENT ...: the Python of the .venv. Its scripts (pip, mlx_lm.lora) are started by it, as
 # modules: they hold the path that the .venv was made under, and this folder may be moved.
 python() (
-  trap '' INT # until slang.errors listens: while Python starts, Ctrl-C would show a traceback
+  case "$*" in
+    "-m slang."*) trap '' INT ;; # until it listens: while Python starts, Ctrl-C shows a traceback
+  esac
   exec "$VENV/bin/python" "$@"
 )
 
@@ -129,18 +131,26 @@ need_venv() {
   fi
 
   trap 'printf "Stopped; run this again to go on\n" >&2; exit 130' INT
-  mkdir -p "$CACHE"
-  exec 9>>"$CACHE/venv.lock" # other wrappers wait until it is closed, however this one ends
-  "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true
+  exec 9>>"$VENV.lock" # other wrappers wait until it is closed, however this one ends
+  wait_for_lock
   if ! installed "$stamp" "$wanted"; then
-    install
+    install_requirements
   fi
   exec 9>&-
   trap - INT
 }
 
-# install: what need_venv wants.
-install() {
+# wait_for_lock: on file 9.
+wait_for_lock() {
+  local lock='import fcntl; fcntl.flock(9, fcntl.LOCK_EX'
+  is_new_enough "$PYTHON" || return 0 # make_venv says so
+  "$PYTHON" -c "$lock | fcntl.LOCK_NB)" 2>/dev/null && return
+  printf 'Waiting for another wrapper, which installs into %s ...\n' "$VENV" >&2
+  "$PYTHON" -c "$lock)"
+}
+
+# install_requirements: for need_venv, whose variables it reads.
+install_requirements() {
   if [ ! -f "$stamp" ] || [ ! -x "$VENV/bin/python" ]; then
     [ ! -f "$VENV/made-by-config.sh" ] || rm -rf "$VENV" # half made, or its Python is gone
   fi
@@ -148,7 +158,8 @@ install() {
   is_new_enough "$VENV/bin/python" ||
     die "$VENV: no Python 3.11 or newer in it; delete it, or set VENV to another folder"
   printf 'Installing %s into %s (once; a minute or two) ...\n' "$requirements" "$VENV" >&2
-  [ ! -f "$stamp" ] || mv "$stamp" "$earlier"
+  rm -f "$earlier"
+  [ ! -f "$stamp" ] || mv "$stamp" "$earlier" # back when pip fails, but not when it is stopped
   # The module is what pip runs itself; so Ctrl-C ends it without a traceback.
   python -m slang.errors pip._internal.cli.main install --quiet --disable-pip-version-check \
     -r requirements.txt -r "$requirements" >&2 || {

@@ -36,12 +36,12 @@ stage() {
 
 # step COMMAND ...: run it, and hand on to it the signals that end this script.
 step() {
-  local child status=0
+  local child='' status=0
+  trap 'kill -TERM $child 2>/dev/null || true' TERM
+  trap 'kill -HUP $child 2>/dev/null || true' HUP
+  trap : INT # a terminal sends it to both
   "$@" &
   child=$!
-  trap 'kill -TERM "$child"' TERM
-  trap 'kill -HUP "$child"' HUP
-  trap : INT # a terminal sends it to both
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting
     status=0
@@ -66,10 +66,10 @@ elif ! (need_model); then
 fi
 
 stage "1/5 make_jsonl.py: a part of the dictionary to chat rows"
-step python make_jsonl.py --input data/demo.txt
+step run_last python make_jsonl.py --input data/demo.txt
 
 stage "2/5 split_jsonl.py: train, valid, test, eval"
-step python split_jsonl.py
+step run_last python split_jsonl.py
 
 stage "3/5 train.sh: a LoRA adapter"
 step ./train.sh "${train[@]}"

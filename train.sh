@@ -75,7 +75,7 @@ need_model
 command=(python -m slang.train --train --engine "$ENGINE")
 if [ -n "$HOSTFILE" ]; then
   need_file "$HOSTFILE" "mlx.distributed_config writes one"
-  command=(python -m slang.train.launch "$HOSTFILE" "${command[@]}")
+  command=(python -m slang.train.hosts "$HOSTFILE" "${command[@]}")
 fi
 run_last "${command[@]}" --model "$MODEL" --adapter-path "$ADAPTER_PATH" --data "$DATA" \
   --prompt prompt.toml "${flags[@]}" --typed "$@"

@@ -30,6 +30,7 @@ SYNONYM = " = "  # between the headwords of one group
 LONGEST_LINE = 10_000  # bytes; a wording has about a hundred
 CLOSING = (".", "!", "?", "…")
 CLOSING_WRAPPERS = "\"'”’»)]"
+LOOSE_ACCENT = re.compile("(?<=[a-zñ])[\u0300-\u036f]+")  # of a letter that has no form with it
 SAVE = "save the file as UTF-8"
 
 
@@ -61,7 +62,8 @@ def fold(text: str) -> str:
     >>> fold("¿Qué es GÜILA?"), fold("Caña")
     ('¿que es guila?', 'caña')
     """
-    return "".join(map(_without_accent, unicodedata.normalize("NFC", text).casefold()))
+    letters = map(_without_accent, unicodedata.normalize("NFC", text).casefold())
+    return LOOSE_ACCENT.sub("", "".join(letters))
 
 
 @lru_cache(maxsize=1000)  # lines of a slang stand together

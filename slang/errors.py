@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -115,8 +116,11 @@ def program(module: str) -> None:
             raise
         print(_in_one_line(error), file=sys.stderr)
         code = 1
-    for number in (signal.SIGINT, signal.SIGALRM):  # the end of Python takes a moment
-        signal.signal(number, signal.SIG_IGN)
+    if signal.setitimer(signal.ITIMER_REAL, 0)[0]:  # a signal is still to come again
+        print(_stopped_by(received[-1]), file=sys.stderr)
+        code = 128 + received[-1]
+    if threading.active_count() == 1:  # the end of Python takes a moment
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
@@ -132,7 +136,7 @@ def _open_what_is_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _listen() -> list[int]:
@@ -144,11 +148,10 @@ def _listen() -> list[int]:
         if _importing(frame):
             signal.setitimer(signal.ITIMER_REAL, POSTPONED)
             return
-        name = signal.Signals(number).name
-        raise Stopped("Stopped" if number == signal.SIGINT else f"Stopped by {name}")
+        raise Stopped(_stopped_by(number))
 
-    def stop_again(_number: int, frame: FrameType | None) -> None:
-        stop(received[-1], frame)
+    def stop_again(_number: int, _frame: FrameType | None) -> None:
+        signal.raise_signal(received[-1])  # for whoever listens by now
 
     def unraisable(lost: Any) -> None:
         """Python drops what is raised in a destructor: the signal once more, a moment after it."""
@@ -167,6 +170,10 @@ def _listen() -> list[int]:
     return received
 
 
+def _stopped_by(number: int) -> str:
+    return "Stopped" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
+
+
 def _importing(frame: FrameType | None) -> bool:
     """Is a module being loaded? MLX crashes when an exception comes while its own is."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
@@ -179,7 +186,7 @@ def _in_one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return told(error)
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("slang"):
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         return f"{error.name}: not installed in this Python; source .venv/bin/activate first"
     what = f"unexpected {type(error).__name__}: {first_line(error)}"
     return f"{what}; TRACEBACK=1 before the command shows where"

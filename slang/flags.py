@@ -18,7 +18,7 @@ def number(least: float, most: float = math.inf, whole: bool = False) -> Callabl
             value = int(text) if whole else float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most or math.isinf(value):
+        if not least <= value <= most or value == math.inf:
             raise argparse.ArgumentTypeError(f"{text!r}: give a {kind} {bounds}")
         return value
 

@@ -59,6 +59,10 @@ def test_a_python_that_lacks_the_packages_is_the_wrong_one(tmp_path):
 def test_a_file_that_is_opened_is_not_taken_for_stdin(tmp_path):
     code = "def main(): sys.exit(open('/dev/null').fileno() < 3)"
     assert ended(tmp_path, code, preexec_fn=lambda: os.close(0)).returncode == 0
+    child = (
+        "import subprocess\ndef main(): return subprocess.call([sys.executable, '-c', 'open(0)'])"
+    )
+    assert ended(tmp_path, child, preexec_fn=lambda: os.close(0)).returncode == 0
 
 
 def test_the_traceback_is_shown_when_asked_for(tmp_path):
@@ -100,6 +104,12 @@ def main():
 """
     done = ended(tmp_path, code, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", "Stopped\n")
+
+
+def test_a_signal_in_an_import_ends_a_program_that_is_done_at_once(tmp_path):
+    code = "os.kill(os.getpid(), signal.SIGTERM)\ndef main(): print('done')"
+    done = ended(tmp_path, code)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "done\n", "Stopped by SIGTERM\n")
 
 
 def test_a_signal_in_a_destructor_is_not_lost(tmp_path):

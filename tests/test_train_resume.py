@@ -275,6 +275,19 @@ def test_a_state_that_is_not_whole_is_refused(data, whole, tmp_path, damage):
     assert contents(tmp_path / "a") == before
 
 
+def test_a_state_that_is_older_than_the_reports_in_it(data, tmp_path):
+    stopped(data, tmp_path / "a", 3, steps_per_eval=100)
+    path = tmp_path / "a/resume.safetensors"
+    arrays, about = mx.load(str(path), return_metadata=True)
+    mx.eval(arrays)
+    del about["window"]
+    mx.save_safetensors(str(path), arrays, about)
+    trained(data, tmp_path / "b", steps_per_eval=100)
+    trained(data, tmp_path / "a", resume=True, steps_per_eval=100)
+    same = "adapters.safetensors"
+    assert contents(tmp_path / "a")[same] == contents(tmp_path / "b")[same]
+
+
 def test_a_refused_resume_ends_in_words(data, whole):
     """MLX aborted a process that ended with arrays still to be read."""
     program = [sys.executable, "-m", "slang.train"]
@@ -354,7 +367,7 @@ def on_two_machines(program: list, *arguments: str) -> str:
 def test_a_machine_that_failed_is_told_by_the_exit_code(tmp_path, ends, code):
     host = '{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}'
     (tmp_path / "hosts.json").write_text(f"[{host}, {host}]", encoding="utf-8")
-    launch = [sys.executable, "-m", "slang.train.launch", tmp_path / "hosts.json"]
+    launch = [sys.executable, "-m", "slang.train.hosts", tmp_path / "hosts.json"]
     done = run(*launch, sys.executable, "-c", f"raise SystemExit({ends})")
     assert done.returncode == code, done.stderr
 
@@ -363,7 +376,7 @@ def test_a_machine_that_failed_is_told_by_the_exit_code(tmp_path, ends, code):
 def test_a_file_of_hosts_that_can_not_be(tmp_path, content):
     path = tmp_path / "hosts.json"
     path.write_text(content, encoding="utf-8")
-    done = run(sys.executable, "-m", "slang.train.launch", path, "python", "-c", "1")
+    done = run(sys.executable, "-m", "slang.train.hosts", path, "python", "-c", "1")
     assert done.returncode == 1 and done.stderr.startswith(f"{path}: ")
     assert len(done.stderr.splitlines()) == 1
 

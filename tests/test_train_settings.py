@@ -48,12 +48,12 @@ def test_every_setting_of_mlx_lm_is_known():
         ("--learning-rate nan", f"--learning-rate nan: {RATE}"),
         ("--learning-rate inf", f"--learning-rate inf: {RATE}"),
         ("--learning-rate=-1e-4", f"--learning-rate -0.0001: {RATE}"),
-        ("--epochs 0", "--epochs 0.0: give a number above 0, such as 2.5"),
-        ("--epochs nan", "--epochs nan: give a number above 0, such as 2.5"),
-        ("--epochs 1e300", "--epochs 1e+300: give a number above 0, such as 2.5"),
+        ("--epochs 0", "--epochs 0.0: give a number above 0, up to 100000"),
+        ("--epochs nan", "--epochs nan: give a number above 0, up to 100000"),
+        ("--epochs 1e300", "--epochs 1e+300: give a number above 0, up to 100000"),
         ("--early-stop -1", "--early-stop -1.0: give a loss in nats, or 0 for never"),
         ("--early-stop nan", "--early-stop nan: give a loss in nats, or 0 for never"),
-        ("--everyday-share -1", "--everyday-share -1.0: give a number from 0, such as 0.25"),
+        ("--everyday-share -1", "--everyday-share -1.0: give a number from 0 to 100, such as 0.25"),
         ("--report-to nowhere", "--report-to nowhere: give wandb or swanlab"),
         ("--report-to wandb", "--report-to wandb: not installed; pip install wandb"),
         ("--clear-cache-threshold much",
@@ -168,12 +168,19 @@ def test_train_sh_trains_whatever_the_file_says(tmp_path):
 def test_a_yaml_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         parse(["-c", str(tmp_path / "none.yaml")])
-    (tmp_path / "latin1.yaml").write_bytes(b"model: a\xf1o\n")
-    with pytest.raises(UserError, match=r"latin1\.yaml:1: not valid YAML"):
-        parse(["-c", str(tmp_path / "latin1.yaml")])
 
 
-WRAPPER = ["--batch-size", "16", "--epochs", "5", "--decay", "--bias-correction", "--model", "m"]
+WRAPPER = [
+    "--train",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "5",
+    "--decay",
+    "--bias-correction",
+    "--model",
+    "m",
+]
 
 
 def merged(tmp_path: Path, text: str, *typed: str) -> Settings:
@@ -222,6 +229,8 @@ def test_a_wrappers_bias_correction_gives_way_to_another_optimizer(tmp_path):
     assert merged(tmp_path, "seed: 1", "--optimizer", "sgd").optimizer_options() == {}
     without = "optimizer_config: {adam: {bias_correction: false, eps: 1e-7}}"
     assert merged(tmp_path, without).optimizer_options() == {"eps": 1e-7}
+    stock = parse(["--train", "--engine", "mlx_lm", "-c", str(tmp_path / "x.yaml")])
+    assert stock.builtins()["optimizer_config"]["adam"] == {"eps": 1e-7, "bias_correction": False}
     typed = merged(tmp_path, without, "--bias-correction").optimizer_options()
     assert typed == {"eps": 1e-7, "bias_correction": True}
 

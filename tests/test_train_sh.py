@@ -101,6 +101,7 @@ def test_mlx_lm_that_diverged_changes_nothing(environment, tmp_path):
         "holds NaN or infinity; the adapter there is as it was; give a lower --learning-rate"
     )
     assert (tmp_path / "a/adapters.safetensors").read_text() == "good"
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"adapters.safetensors", ".lock"}
 
 
 def test_mlx_lm_wants_a_whole_batch(environment, tmp_path):

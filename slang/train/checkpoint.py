@@ -90,7 +90,7 @@ class State(msgspec.Struct):
     iters: int
     numbers: Numbers
     log: list[dict[str, Any]]
-    window: Window
+    window: Window = msgspec.field(default_factory=Window)
 
 
 def foreign(path: Path) -> UserError:
@@ -129,7 +129,9 @@ def set_aside(folder: Path) -> None:
         return  # nothing can go on from it
     at = state.numbers.iteration
     if 0 < at < state.iters and not state.numbers.finished:
-        aside = path.with_name(f"resume_before_{at}.safetensors")
+        number = 1
+        while (aside := folder / f"resume_before_{number}.safetensors").exists():
+            number += 1
         os.replace(path, aside)
         rprint(f"{path}: an unfinished run stood at iteration {at}; its state is now {aside.name}")
 

@@ -41,9 +41,11 @@ def run(settings: Settings) -> None:
     try:
         mlx_lm_lora.run(types.SimpleNamespace(**values | {"adapter_path": str(part)}))
     finally:
-        if (part / ADAPTER).exists():
-            move(part, folder, settings)
-        shutil.rmtree(part, ignore_errors=True)
+        try:
+            if (part / ADAPTER).exists():
+                move(part, folder, settings)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def move(part: Path, folder: Path, settings: Settings) -> None:

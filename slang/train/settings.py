@@ -31,8 +31,8 @@ FromZero = Annotated[int, Meta(ge=0, le=2**63 - 1, description="a whole number f
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST, description="a number")]
 Loss = Annotated[float, Meta(ge=0, le=LARGEST, description="a loss in nats, or 0 for never")]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST, description="a number above 0, such as 1e-4")]
-Share = Annotated[float, Meta(ge=0, le=100, description="a number from 0, such as 0.25")]
-Passes = Annotated[float, Meta(gt=0, le=1e5, description="a number above 0, such as 2.5")]
+Share = Annotated[float, Meta(ge=0, le=100, description="a number from 0 to 100, such as 0.25")]
+Passes = Annotated[float, Meta(gt=0, le=1e5, description="a number above 0, up to 100000")]
 Rank = Annotated[int, Meta(ge=1, le=4096, description="a whole number from 1 to 4096")]
 Dropout = Annotated[float, Meta(ge=0, lt=1, description="a number from 0, below 1")]
 Numbers = Annotated[list[Number], Meta(min_length=1, description="a list of numbers")]
@@ -108,7 +108,7 @@ class Schedule(Strict):
     name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"]
     arguments: Numbers
     warmup: FromZero = 0
-    warmup_init: Share = 0.0
+    warmup_init: Number = 0.0
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -254,12 +254,12 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
     for name in ("num_layers", "val_batches", "test_batches"):
         if getattr(settings, name) == 0:
             refuse(name, f" 0: give {allowed(name)}")
-    if settings.optimizer in ("adam", "adamw"):
+    if settings.optimizer in ("adam", "adamw") and settings.engine == "slang":
         options = getattr(settings.optimizer_config, settings.optimizer)
         if options.bias_correction is not UNSET and "bias_correction" not in typed:
             settings.bias_correction = options.bias_correction  # the file's, over train.sh's
         options.bias_correction = UNSET
-    elif settings.bias_correction:
+    elif settings.bias_correction and settings.engine == "slang":
         if "bias_correction" in {**in_file, **typed}:
             refuse("bias_correction", f": {settings.optimizer} has none; use adam or adamw")
         settings.bias_correction = False

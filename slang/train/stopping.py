@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +12,16 @@ from slang.errors import Stopped
 
 
 class Interrupt:
-    """The first signal asks to stop where nothing is lost; a second one stops at once."""
+    """The first signal asks to stop where nothing is lost; a second one stops at once.
+
+    The same again within a second is no second one: a terminal that is closed tells every process.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __enter__(self) -> "Interrupt":
         self.received = 0
+        self.at = 0.0  # when, in seconds of a clock of its own
         self.terminal = [number for number in (1, 2) if os.isatty(number)]
         self.before: dict[int, Any] = {}  # handlers, by signal
         for number in self.SIGNALS:
@@ -37,9 +42,11 @@ class Interrupt:
         if callable(before):
             with suppress(KeyboardInterrupt):  # slang.errors.program's, which notes the exit code
                 before(number, None)
-        if self.received:
+        now = time.monotonic()
+        if self.received and (number != self.received or now > self.at + 1):
             raise KeyboardInterrupt("Stopped; --resume goes on from the last save")
-        self.received = number
+        if not self.received:
+            self.received, self.at = number, now
 
     def check(self) -> None:
         """Raise Stopped when any of the machines received a signal."""

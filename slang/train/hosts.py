@@ -1,12 +1,12 @@
 """mlx.launch, for HOSTFILE: it ends with 1 where a machine's program failed, mlx.launch with 0.
 
-Run as: python -m slang.train.launch hosts.json python -m slang.train ...
+Run as: python -m slang.train.hosts hosts.json python -m slang.train ...
 """
 
 if __name__ == "__main__":
     from slang.errors import program
 
-    program("slang.train.launch")
+    program("slang.train.hosts")
 
 import sys
 
