@@ -2,20 +2,12 @@
 
 Both score the same choices with the same adapted model in one process: `mlx_lm.load`, and for each
 choice one pass of the model over prompt and choice. The two must agree to 1e-3 nats before their
-times count.
+times count. "arithmetic" is what the choices need in multiply-adds, at the rate at which a 1024 x
+1024 float32 product runs here: each prompt once, the embedding at answers. With one thread a second
+is one of CPU time.
 
-Run as: python benchmarks/evaluate.py --model gemma-3-270m --adapter-path adapters --slangs 40
-
-    40 slangs, 160 choices, largest difference 6.6e-04 nats
-                                                  wall s   cpu s   ratio  a slang   all 1046
-    mlx_lm, one choice at a time                   123.4    96.6    1.00   2.41 s   42.1 min
-    slang.evaluate, choices                         18.3    12.4    0.13   0.31 s    5.4 min
-    slang.evaluate, choices  and greedy answers     62.8    35.4    0.37   0.89 s   15.4 min
-    the same with MLX's kernels                     89.8    50.8    0.53   1.27 s   22.1 min
-
-(Gemma 3 270M after 30 steps, OPENBLAS_NUM_THREADS=1, a machine shared with other work, hence cpu s;
-the ratio is of these. The largest difference is mlx_lm's: MLX adds up 262,144 exponentials in one
-float32 on a CPU, see slang/numpy_gemma.)
+Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/evaluate.py --model gemma-3-270m \\
+            --adapter-path adapters/demo --data data/demo --slangs 62
 """
 
 import argparse
@@ -29,10 +21,13 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from slang_step import product_rate
+
 from slang import jsonl, prompt
 from slang.evaluate import measure, quiz, scoring
 from slang.evaluate.tokens import answer_tokens, prompt_tokens
 from slang.models import find
+from slang.train.shapes import Work
 
 LIMIT = 1e-3  # nats
 
@@ -51,14 +46,30 @@ def one_by_one(net, tokenizer, items: list[quiz.Item]) -> list[list[float]]:
     return scores
 
 
+def questions_of(models: scoring.Models, items: list[quiz.Item]) -> list[scoring.Question]:
+    asked = measure.quiz_questions(models.tokenizer, items)
+    return [each.question for each in asked if each.purpose == "item"]
+
+
 def together(models: scoring.Models, items: list[quiz.Item], generate: bool) -> list[list[float]]:
     """The same by slang.evaluate, with the greedy answer too if wanted."""
-    asked = measure.quiz_questions(models.tokenizer, items)
-    questions = [each.question for each in asked if each.purpose == "item"]
+    questions = questions_of(models, items)
     for question in questions:
         question.generate = generate
     replies = scoring.ask(models.adapted, models.tokenizer, questions)
     return [[float(loss.mean()) for loss in reply.losses] for reply in replies]
+
+
+def arithmetic(models: scoring.Models, items: list[quiz.Item]) -> float:
+    """Seconds that the choices' multiply-adds take at the rate of a product, there alone."""
+    work = Work.of(models.adapted)
+    questions = questions_of(models, items)
+    shared = len(scoring.shared_start(questions))
+    needed = 0
+    for question in questions:
+        own = len(question.prompt) - shared + sum(len(answer) - 1 for answer in question.answers)
+        needed += own * work.token + sum(map(len, question.answers)) * work.answer
+    return needed / product_rate(time.process_time)
 
 
 def timed(work: Callable[[], list[list[float]]]) -> tuple[list[list[float]], float, float]:
@@ -105,6 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         if gap > LIMIT:
             print(f"{name}: {gap:.4f} nats off mlx_lm; its time says nothing", file=sys.stderr)
             return 1
+    scoring.in_numpy = in_numpy
+    least = arithmetic(models, items)
+    times["arithmetic of the choices"] = [least, least]
     n = sum(map(len, theirs))
     print(f"{len(items)} slangs, {n} choices, largest difference {gap:.1e} nats")
     print(f"{'':44}{'wall s':>8}{'cpu s':>8}{'ratio':>8}{'a slang':>9}{f'all {total}':>11}")

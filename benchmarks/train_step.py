@@ -18,7 +18,7 @@ of random ones. "PEFT, slang's rows" has the rows that slang has.
                  since one float32 for 262,144 exponentials is no reference.
                  For mlx_lm: what that costs its own
 
-Run as: python benchmarks/train_step.py --real               gemma-3-270m, batch 4 and 16
+Run as: python benchmarks/train_step.py --real               gemma-3-270m, batch 4 and 16, of data/
         python benchmarks/train_step.py --real FOLDER --batch 4
         python benchmarks/train_step.py --shapes             what mx.compile meets on a GPU; no step
         python benchmarks/train_step.py --end-to-end 200     ./train.sh, the whole process
