@@ -153,6 +153,7 @@ wait_for_lock() {
 install_requirements() {
   if [ ! -f "$stamp" ] || [ ! -x "$VENV/bin/python" ]; then
     [ ! -f "$VENV/made-by-config.sh" ] || rm -rf "$VENV" # half made, or its Python is gone
+    hash -r # bash may have found PYTHON in it
   fi
   [ -e "$VENV" ] || make_venv
   is_new_enough "$VENV/bin/python" ||

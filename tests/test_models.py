@@ -24,6 +24,7 @@ from changes import (
 from conftest import ROOT, TINY, run
 
 from slang.models import find
+from slang.models.formats import one_line
 from slang.models.load import load
 
 AGAIN = "copy or download the model again"
@@ -203,6 +204,13 @@ def test_a_model_that_loading_refuses(name: str, model: Path) -> None:
     change(model)
     found = refusal(lambda: load(str(model)))
     assert matches(found, message, model), found
+
+
+def test_what_is_dropped_half_read_raises_nothing() -> None:
+    """As Ctrl-C leaves it: Python would print what is raised then."""
+    reading = one_line("a", "b")
+    reading.__enter__()
+    reading.gen.close()
 
 
 @pytest.mark.parametrize("error", [OSError("what"), OSError(), KeyError(), RuntimeError("a\nb")])

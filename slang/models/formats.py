@@ -98,7 +98,7 @@ def one_line(problem: str, remedy: str) -> Iterator[None]:
     """Whatever another library raises becomes a UserError: `problem (what it said); remedy`."""
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit):
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
         if isinstance(error, OSError) and error.errno:
