@@ -12,7 +12,6 @@ import importlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -109,6 +108,7 @@ def program(module: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending
         print(str(error) or "Stopped", file=sys.stderr)
         code = 128 + (received[-1] if received else signal.SIGINT)
     except Exception as error:
@@ -119,8 +119,7 @@ def program(module: str) -> None:
     if signal.setitimer(signal.ITIMER_REAL, 0)[0]:  # a signal is still to come again
         print(_stopped_by(received[-1]), file=sys.stderr)
         code = 128 + received[-1]
-    if threading.active_count() == 1:  # the end of Python takes a moment
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of Python takes a moment
     sys.exit(code)
 
 
