@@ -131,6 +131,8 @@ need_venv() {
   fi
 
   trap 'printf "Stopped; run this again to go on\n" >&2; exit 130' INT
+  need_writable VENV "$(dirname "$VENV")"
+  mkdir -p "$(dirname "$VENV")"
   exec 9>>"$VENV.lock" # other wrappers wait until it is closed, however this one ends
   wait_for_lock
   if ! installed "$stamp" "$wanted"; then

@@ -72,8 +72,11 @@ def test_the_data_scripts_need_no_model():
 
 def test_files_are_small_and_no_module_hides_a_package():
     long = []
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *(ROOT / "slang").rglob("*.py")]:
-        lines = path.read_text(encoding="utf-8").splitlines()
+    ours = [*ROOT.glob("*.sh"), *(ROOT / "slang").rglob("*.py")]
+    for folder in (".", "benchmarks", "docs", "tests"):
+        ours += (ROOT / folder).glob("*.py")
+    for path in ours:
+        lines = path.read_bytes().splitlines()
         if len(lines) > 400 or max(map(len, lines), default=0) > 100:
             long.append(str(path.relative_to(ROOT)))
     assert not long

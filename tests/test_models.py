@@ -79,7 +79,10 @@ CHECKED: dict[str, tuple[Change, str]] = {
         edited("config.json", model_type="../models/gemma3_text"),
         f"{{m}}/config.json: mlx_lm knows no model_type '../models/gemma3_text'; {ANOTHER}",
     ),
-    "no rope": (edited("config.json", rope_theta=0), f"{{m}}/config.json: …rope_theta…; {AGAIN}"),
+    "no rope": (
+        edited("config.json", rope_theta=0),
+        f"{{m}}/config.json: …rope_theta…; {AGAIN}",
+    ),
     "size is text": (edited("config.json", hidden_size="x"), f"{{m}}/config.json: …; {AGAIN}"),
     "size is zero": (
         edited("config.json", num_key_value_heads=0),

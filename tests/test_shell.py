@@ -149,6 +149,14 @@ def test_a_comment_installs_nothing_and_a_requirement_does(house):
     assert "another" not in (house / ".venv/installed-for.txt").read_text()
 
 
+def test_a_place_where_no_environment_can_be(house):
+    (house / "file").touch()
+    place = house / "file/below/.venv"
+    done = run("bash", "-c", NEED, cwd=house, VENV=str(place))
+    said = f"{place.parent}: not a folder that can be written; set VENV to another\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_of_two_wrappers_at_once_one_installs(house):
     pip = '[ "$1" = -c ] || { echo "$@" >>calls; sleep 1; }'
     executable(house / ".venv/bin/python", pip)
