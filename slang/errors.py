@@ -119,7 +119,8 @@ def program(module: str) -> None:
     if signal.setitimer(signal.ITIMER_REAL, 0)[0]:  # a signal is still to come again
         print(_stopped_by(received[-1]), file=sys.stderr)
         code = 128 + received[-1]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of Python takes a moment
+    for number in (signal.SIGINT, signal.SIGALRM):  # the end of Python takes a moment
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
