@@ -69,6 +69,7 @@ SETTINGS = {
     "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
     "epochs-4": Setting("the same for 4 epochs", steps=184),
     "rate-5e-4": Setting("5e-4, 130 steps", rate="5e-4", steps=130),
+    "rate-5e-4-epochs-4": Setting("5e-4, 4 epochs", rate="5e-4", steps=184),
     "share-0.05": Setting(
         "everyday Spanish for a twentieth, 8e-4, 160 steps", share="0.05", rate="8e-4", steps=160
     ),
@@ -100,7 +101,8 @@ SETTINGS = {
     "rank-16": Setting("the defaults, rank 16", rank=16),
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
     "forms-1": Setting("the defaults, one question form a wording", forms="1"),
-    "400-slangs": Setting(
+    "400-slangs": Setting("400 slangs; 120 asked", slangs=400, steps=933, sample=120),
+    "400-slangs-short": Setting(
         "400 slangs, 6e-4, 640 steps, everyday Spanish for a thirteenth; 120 slangs asked",
         share="0.0753",  # all 300 rows
         slangs=400,

@@ -80,6 +80,18 @@ def test_a_sample_keeps_its_slangs_when_one_is_added():
     assert len(few - quiz.sample([*slangs, "otro"], 10, seed=1)) <= 1
 
 
+def test_neutral_questions_are_about_words_that_no_dictionary_line_has():
+    text = normalized((ROOT / "data/source_augmented.txt").read_text(encoding="utf-8"))
+    assert not [word for phrase in quiz.INVENTED for word in phrase.split()[-1:] if word in text]
+    items = quiz.make_items(PROMPT, rows(*((f"s{i}", f"Palabra{i}.") for i in range(6))), [], 1)
+    asked = [chat[-1]["content"] for chat in items[0].neutral]
+    forms = [question.replace("{region}", PROMPT.region) for question in PROMPT.held_out_questions]
+    assert len(set(asked)) == len(quiz.INVENTED) >= 2 * len(forms)
+    for form in forms:
+        begin = form.partition("{slang}")[0]
+        assert any(question.startswith(begin) for question in asked)
+
+
 def test_control_rows_are_everyday_spanish_without_slang():
     """Phrases only: slangs of one word (azul, gato) are everyday words in another sense too."""
     records = jsonl.read(ROOT / "data/control.jsonl")

@@ -80,7 +80,7 @@ def likelihood(tiny, chat, text):
 
 
 def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
-    """Each meaning behind its question, less the same behind the neutral one; the open book too."""
+    """Each meaning behind its question, less behind the neutral ones; the open book too."""
     trained = slangs(SENTENCES)
     new = slangs(f"Con otras palabras, {text.lower()}" for text in SENTENCES)
     items = quiz.make_items(PROMPT, trained, new, seed=1)
@@ -88,8 +88,12 @@ def test_gains_and_answers_are_those_of_one_question_at_a_time(tiny):
     replies = scoring.ask(tiny.net, tiny.tokenizer, [asked.question for asked in quizzes])
     judged = measure.judge(tiny.tokenizer, quizzes, replies, CHRF())
 
+    def neutral(item, text):
+        likelihoods = [math.exp(-likelihood(tiny, chat, text)) for chat in item.neutral]
+        return -math.log(sum(likelihoods) / len(likelihoods))
+
     def gains(item, chat, choices):
-        return [likelihood(tiny, item.neutral, c) - likelihood(tiny, chat, c) for c in choices]
+        return [neutral(item, c) - likelihood(tiny, chat, c) for c in choices]
 
     for item in items:
         answer = judged.answers[item.slang]

@@ -15,9 +15,9 @@ slangs):
   choice accuracy  Each slang is asked in a held-out question form. Which of four meanings gains
                    most by the question, one of its own or three of other slangs? In wordings that
                    no training met, and in trained ones; the others drawn at random, or close to it.
-                   Gain is log-probability less that behind a neutral question (nats). Chance is
-                   0.25. Beside the new wordings stands what the base model reaches when its prompt
-                   has the trained ones.
+                   Gain is log-probability (nats) less that of its mean probability behind neutral
+                   questions, about words that nobody uses. Chance is 0.25. Beside the new wordings
+                   stands what the base model reaches when its prompt has the trained ones.
   right answers    the greedy answer to the same question is a meaning of that slang: word for word,
                    or chrF 80 and more
   chrF, exact      the greedy answer to the same question against all meanings of that slang

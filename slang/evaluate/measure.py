@@ -1,5 +1,7 @@
 """What a run asks both models, and what their scores and answers are worth."""
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +69,13 @@ class QuizQuestion:
     """A question of a quiz with the meanings that are scored behind it."""
 
     purpose: str  # "item", "open book" or "neutral"
-    item: Item  # for "neutral" the first that asks it
+    item: Item  # for "neutral" the first of all
     meanings: list[str]
     question: Question
 
 
 def quiz_questions(tokenizer, items: list[Item]) -> list[QuizQuestion]:
-    """Each item's meanings behind its question, behind a neutral one, and with an open book."""
+    """Each item's meanings behind its question, behind neutral ones, and with an open book."""
     meanings = sorted({text for item in items for text in item.candidates()})
     tokens = dict(zip(meanings, answer_tokens(tokenizer, items[0].messages, meanings), strict=True))
 
@@ -86,21 +88,11 @@ def quiz_questions(tokenizer, items: list[Item]) -> list[QuizQuestion]:
     for item in items:
         if item.seen and item.new_candidates():
             questions.append(behind("open book", item, item.open_book, item.new_candidates()))
-    neutral: dict[str, tuple[Item, set[str]]] = {}
-    for item in items:
-        _, texts = neutral.setdefault(neutral_question(item), (item, set()))
-        texts.update(item.candidates())
-    for item, texts in neutral.values():
-        ordered = sorted(texts)
-        for start in range(0, len(ordered), MEANINGS):
-            some = ordered[start : start + MEANINGS]
-            questions.append(behind("neutral", item, item.neutral, some))
+    for chat in items[0].neutral:  # they are the same for all
+        for start in range(0, len(meanings), MEANINGS):
+            some = meanings[start : start + MEANINGS]
+            questions.append(behind("neutral", items[0], chat, some))
     return questions
-
-
-def neutral_question(item: Item) -> str:
-    """What its neutral chat asks."""
-    return item.neutral[-1]["content"]
 
 
 def choose(
@@ -108,7 +100,8 @@ def choose(
 ) -> tuple[int, list[float]]:
     """(which meaning gains most by the question, what each gains in nats).
 
-    scores, neutral  the meanings' negative log-likelihoods behind the question and behind a neutral
+    scores, neutral  the meanings' negative log-likelihoods behind the question and behind neutral
+                     ones
     Some sentences are likelier than others whatever is asked. What they gain by the question is
     what the model knows (the pointwise mutual information of Holtzman et al. 2021, "Surface form
     competition"). The first is the right one. NaN, and a tie, are not right.
@@ -117,6 +110,11 @@ def choose(
     if gains[0] > max(gains[1:]):
         return 0, gains
     return 1 + int(np.argmax(gains[1:])), gains
+
+
+def of_mean_likelihood(losses: list[float]) -> float:
+    """The negative logarithm of the mean likelihood, in nats, from negative log-likelihoods."""
+    return math.log(len(losses)) - float(np.logaddexp.reduce(-np.array(losses)))
 
 
 def is_whole(text: str, capped: bool) -> bool:
@@ -172,21 +170,22 @@ def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: 
         {text: float(loss.sum()) for text, loss in zip(asked.meanings, reply.losses, strict=True)}
         for asked, reply in zip(questions, replies, strict=True)
     ]
-    neutral: dict[str, dict[str, float]] = {}
+    unasked: dict[str, list[float]] = defaultdict(list)
     for asked, scores in zip(questions, sums, strict=True):
         if asked.purpose == "neutral":
-            neutral.setdefault(neutral_question(asked.item), {}).update(scores)
+            for text, score in scores.items():
+                unasked[text].append(score)
+    neutral = {text: of_mean_likelihood(of_each) for text, of_each in unasked.items()}
     for asked, scores, reply in zip(questions, sums, replies, strict=True):
         item = asked.item
-        without = neutral[neutral_question(item)]
         if asked.purpose == "item":
             text = text_of(tokenizer, reply.generated)
             capped = len(reply.generated) >= MAX_ANSWER_TOKENS
-            answer = judge_answer(item, text, capped, scores, without, chrf)
+            answer = judge_answer(item, text, capped, scores, neutral, chrf)
             judged.answers[item.slang] = answer
         elif asked.purpose == "open book":
             judged.open_book_picks[item.slang] = {
-                name: choose(item.quizzes[name], scores, without)[0]
+                name: choose(item.quizzes[name], scores, neutral)[0]
                 for name in (NEW, NEW_CLOSE)
                 if name in item.quizzes
             }

@@ -32,7 +32,16 @@ NEW_CLOSE: Quiz = "new wording, close"  # the others are the three likest that a
 TRAINED: Quiz = "trained wording"
 TRAINED_CLOSE: Quiz = "trained wording, close"
 QUIZZES = (NEW, NEW_CLOSE, TRAINED, TRAINED_CLOSE)
-NOTHING = "eso"  # what the neutral question asks about
+INVENTED = (  # words that nobody uses, for the neutral questions
+    "zurufa",
+    "trolinche",
+    "champirar",
+    "brelo",
+    "dar la quimbola",
+    "andar en frelas",
+    "estar prubio",
+    "a puro fleque",
+)
 SYNONYMS = Path(__file__).parents[2] / "data/synonyms.txt"
 MIXING = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its products are well mixed bits
 
@@ -47,7 +56,7 @@ class Item:
     references: list[str]  # all its meanings
     seen: bool  # in train.jsonl
     messages: Messages = field(repr=False)
-    neutral: Messages = field(repr=False)  # a question about nothing in particular
+    neutral: list[Messages] = field(repr=False)  # questions about words that nobody uses
     open_book: Messages = field(repr=False)  # the same question behind the trained meanings
 
     def candidates(self) -> list[str]:
@@ -190,7 +199,12 @@ class Draw:
         close = close[np.argsort(-self.likeness[i][close], kind="stable")]
         return easy, close
 
-    def quizzes(self, i: int, random: np.random.Generator) -> dict[Quiz, list[str]]:
+    def wording(self, i: int, wordings: dict[str, list[str]]) -> str:
+        """The one that slang i is quizzed by, and that stands for it beside others."""
+        own = wordings[self.slangs[i]]
+        return own[int(self.codes[i] % np.uint64(len(own)))]
+
+    def quizzes(self, i: int) -> dict[Quiz, list[str]]:
         """The quizzes of slang i: for each kind of wording one with others at random, one close.
 
         A kind is left out where fewer than three others have such a wording.
@@ -206,11 +220,8 @@ class Draw:
                 continue
             easy, close = self.orders(i, pool)
             for quiz, order in ((name, easy), (close_name, close)):
-                four = [self.slangs[j] for j in (i, *order[: N_CHOICES - 1])]
-                quizzes[quiz] = [
-                    wordings[slang][random.integers(len(wordings[slang]))] for slang in four
-                ]
-            quizzes[close_name][0] = quizzes[name][0]
+                four = (i, *order[: N_CHOICES - 1])
+                quizzes[quiz] = [self.wording(j, wordings) for j in four]
         return quizzes
 
 
@@ -228,14 +239,14 @@ def make_items(
     """
     table = read_table(train, others)
     draw = Draw(table, seed, synonyms_file)
-    neutral = its_prompt.ask(NOTHING, held_out=True)
+    forms = len(its_prompt.held_out_questions)
+    neutral = [its_prompt.ask(word, n % forms, held_out=True) for n, word in enumerate(INVENTED)]
     items = []
     for i, slang in enumerate(draw.slangs):
-        random = np.random.default_rng(int(draw.codes[i]))
-        quizzes = draw.quizzes(i, random)
+        quizzes = draw.quizzes(i)
         if not quizzes:
             continue
-        form = int(random.integers(len(its_prompt.held_out_questions)))
+        form = int(np.random.default_rng(int(draw.codes[i])).integers(forms))
         name = table.names[slang]
         messages = its_prompt.ask(name, form, held_out=True)
         question = messages[-1]["content"]
