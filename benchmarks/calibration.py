@@ -1,0 +1,130 @@
+"""How many neutral questions does a quiz need?
+
+A meaning's gain is its log-probability behind the question less that behind neutral ones, which
+`slang.evaluate` takes together as the mean of their likelihoods. Here the same quizzes are judged
+with fewer of them, every choice of 1, 2 or 4 out of all: which meaning is picked must not hang on
+them. "mean of logs" takes them together as the mean of their logarithms.
+
+Prints a Markdown table: the choice accuracy of each quiz, and its standard deviation over the
+choices of neutral questions.
+
+Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/calibration.py --model gemma-3-270m \\
+            --adapter-path adapters/demo --data data/demo
+"""
+
+import argparse
+import itertools
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from slang import jsonl, prompt
+from slang.evaluate import measure, quiz, scoring
+from slang.models import find
+
+Scores = dict[str, float]  # negative log-likelihood in nats, by meaning
+Together = Callable[[list[float]], float]
+
+
+def mean_of_logs(losses: list[float]) -> float:
+    return float(np.mean(losses))
+
+
+def nothing(losses: list[float]) -> float:
+    """Without calibration: the likeliest meaning wins."""
+    return 0.0
+
+
+def score(net, tokenizer, asked: list[measure.QuizQuestion]) -> list[Scores]:
+    """What each of the questions gives its meanings."""
+    replies = scoring.ask(net, tokenizer, [each.question for each in asked])
+    return [
+        {text: float(loss.sum()) for text, loss in zip(each.meanings, reply.losses, strict=True)}
+        for each, reply in zip(asked, replies, strict=True)
+    ]
+
+
+def accuracy(
+    asked: list[measure.QuizQuestion], scores: list[Scores], name: quiz.Quiz, neutral: Scores
+) -> float:
+    """Of one quiz, over the slangs that have it."""
+    picks = [
+        measure.choose(each.item.quizzes[name], own, neutral)[0]
+        for each, own in zip(asked, scores, strict=True)
+        if name in each.item.quizzes
+    ]
+    return float(np.mean(np.array(picks) == 0))
+
+
+def row(
+    asked: list[measure.QuizQuestion],
+    scores: list[Scores],
+    neutral: dict[str, list[float]],
+    some: int,
+    together: Together,
+    names: tuple[quiz.Quiz, ...],
+) -> list[str]:
+    """Each quiz's accuracy, and its spread over the choices of `some` neutral questions."""
+    found = []
+    n_neutral = len(quiz.INVENTED)
+    for chosen in itertools.combinations(range(n_neutral), some):
+        without = {text: together([each[i] for i in chosen]) for text, each in neutral.items()}
+        found.append([accuracy(asked, scores, name, without) for name in names])
+    means, spreads = np.mean(found, axis=0), np.std(found, axis=0)
+    return [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(means, spreads, strict=True)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
+    p.add_argument("--adapter-path", default="adapters/demo")
+    p.add_argument("--data", default="data/demo")
+    args = p.parse_args(argv)
+    its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
+    rows = {
+        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
+    }
+    items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
+    models = scoring.load_models(str(find.find(args.model)), args.adapter_path)
+    asked = measure.quiz_questions(models.tokenizer, items)
+    for each in asked:
+        each.question.generate = False
+
+    print(f"| model | neutral questions | taken together | {' | '.join(quiz.QUIZZES)} |")
+    print(f"| --- | --- | --- |{' --- |' * len(quiz.QUIZZES)}")
+    for who, purpose, names in (
+        ("baseline", "item", quiz.QUIZZES),
+        ("baseline", "open book", (quiz.NEW, quiz.NEW_CLOSE)),
+        ("adapted", "item", quiz.QUIZZES),
+    ):
+        net = getattr(models, who)
+        neutral: dict[str, list[float]] = defaultdict(list)
+        behind = [each for each in asked if each.purpose == "neutral"]
+        for scores in score(net, models.tokenizer, behind):
+            for text, loss in scores.items():
+                neutral[text].append(loss)
+        own = [each for each in asked if each.purpose == purpose]
+        scores = score(net, models.tokenizer, own)
+        for some, how, together in (
+            (0, "", nothing),
+            (1, "", mean_of_logs),
+            (2, "mean of likelihoods", measure.of_mean_likelihood),
+            (4, "mean of likelihoods", measure.of_mean_likelihood),
+            (8, "mean of likelihoods", measure.of_mean_likelihood),
+            (8, "mean of logs", mean_of_logs),
+        ):
+            cells = row(own, scores, neutral, some, together, names)
+            label = who if purpose == "item" else "baseline, told the meanings"
+            print(f"| {label} | {some} | {how} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
