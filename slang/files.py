@@ -56,6 +56,31 @@ def read(path: str | Path) -> bytes:
         return file.read()
 
 
+def read_text(path: str | Path) -> str:
+    """A whole file of UTF-8, without a byte order mark. Raises UserError where it is none."""
+    data = read(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+
+
+def need(path: Path, remedy: str) -> None:
+    """Raises UserError unless the file is there."""
+    if not path.is_file():
+        raise UserError(f"{path}: not there; {remedy}")
+
+
+def need_folder(folder: Path, remedy: str) -> None:
+    """Raises UserError unless files can be put there; nothing is made yet."""
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: not a folder that can be written; {remedy}")
+
+
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
     """Open a part beside each path; when the block ends well, all take their places, else none.
@@ -71,7 +96,7 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
             if is_device(target):
                 files.append(open(target, "ab"))  # noqa: SIM115
                 continue
-            mode = _mode(target)
+            mode = mode_of(target)
             folder_for(target)
             with undisturbed():
                 number, part = _part(target)
@@ -107,8 +132,11 @@ def is_device(path: str | Path) -> bool:
     return target.exists() and not target.is_file() and not target.is_dir()
 
 
-def _mode(target: Path) -> int:
-    """The permissions that the new file gets: those of the old one, if there is one."""
+def mode_of(target: Path) -> int:
+    """The permissions that a new file gets: those of the old one, if there is one.
+
+    Raises UserError where it can't take the old one's place.
+    """
     if target.is_dir():
         raise UserError(f"{target}: a folder; name a file")
     if not target.exists():

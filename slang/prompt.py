@@ -12,7 +12,6 @@ if __name__ == "__main__":
     program("slang.prompt")
 
 import argparse
-import codecs
 import hashlib
 import json
 import re
@@ -25,7 +24,7 @@ import msgspec
 from slang import files, jsonl
 from slang.dictionary import normalized
 from slang.errors import Problem, UserError, first_line, listed
-from slang.text import unusable
+from slang.text import checked, unusable
 
 Messages = list[jsonl.Message]
 Forms = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -49,9 +48,10 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         Raises UserError for one that must not reach the chat template.
         """
+        # Looked at once it is filled in: "<{slang}>" becomes a special token by some slangs.
         return [
             {"role": "system", "content": self.system},
-            {"role": "user", "content": _usable(question, "question")},
+            {"role": "user", "content": checked(question, f"the question {question!r}")},
         ]
 
     def ask(self, slang: str, form: int = 0, held_out: bool = False) -> Messages:
@@ -61,7 +61,8 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def row(self, slang: str, meaning: str, form: int) -> Messages:
         """System, user and assistant message: one training row."""
-        answer = _usable(self.answer.replace("{meaning}", meaning), "answer")
+        answer = self.answer.replace("{meaning}", meaning)
+        checked(answer, f"the answer {answer!r}")
         return [*self.ask(slang, form), {"role": "assistant", "content": answer}]
 
     def hash(self) -> str:
@@ -70,21 +71,11 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 
 
-def _usable(text: str, name: str) -> str:
-    """The text. Raises UserError after filling in, too: <{slang}> makes special tokens of some."""
-    if why := unusable(text, breaks=True):
-        raise UserError(f"the {name} {text!r}: {why}")
-    return text
-
-
 def load(path: str | Path = "prompt.toml") -> Prompt:
     """Read and check a prompt.toml. Raises UserError with the remedy, OSError when it can't be."""
-    data = files.read(path).removeprefix(codecs.BOM_UTF8)
+    text = files.read_text(path)
     try:
-        prompt = msgspec.toml.decode(data.decode(), type=Prompt)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+        prompt = msgspec.toml.decode(text, type=Prompt)
     except msgspec.ValidationError as error:
         remedy = f"it has {', '.join(Prompt.__struct_fields__)} and nothing else"
         raise UserError(f"{path}: {error}; {remedy}") from None

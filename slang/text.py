@@ -7,6 +7,8 @@ a question that was typed. No rule here takes longer than the text is long.
 import re
 import unicodedata
 
+from slang.errors import UserError
+
 # Letters, marks and signs of Western languages, but for < and [, with which a special token begins.
 # A text of these alone needs no further look.
 ORDINARY = re.compile("[ -;=-Z\\\\-~\u00a1-\u00ac\u00ae-\u00ff\u2010-\u2027\u20ac]*")
@@ -61,6 +63,13 @@ def unusable(text: str, breaks: bool = False) -> str | None:
             return f"{what}; take it out"
         before = character
     return None
+
+
+def checked(text: str, place: str) -> str:
+    """The text. Raises UserError where a part of it must not reach the chat template."""
+    if why := unusable(text, breaks=True):
+        raise UserError(f"{place}: {why}")
+    return text
 
 
 def _wrong(character: str, before: str) -> str | None:

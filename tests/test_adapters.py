@@ -62,8 +62,8 @@ CUT = (
     "copy one of the numbered checkpoints over it, or run ./train.sh again"
 )
 OTHER = (
-    f"{{m}}/adapters.safetensors: trained on another model than {TINY} ({DOWN} is 2048 x 8); "
-    f"set MODEL={BASE}, as its adapter_config.json says"
+    f"{{m}}/adapters.safetensors: trained on another model than {TINY} ({DOWN} is 2048 x 8, "
+    f"not 128 x 8); set MODEL={BASE}, as its adapter_config.json says"
 )
 
 

@@ -127,7 +127,7 @@ EARLY = {
     "log": (
         lambda folder: (folder / "LOG.md").write_bytes(b"\xff"),
         ["--results", "{d}"],
-        "{d}/LOG.md: not UTF-8; save it as UTF-8 or take it away",
+        "{d}/LOG.md:1: not UTF-8; save the file as UTF-8",
     ),
     "question": (
         lambda folder: None,

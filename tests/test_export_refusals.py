@@ -53,11 +53,12 @@ def truncate(path: Path) -> None:
 REFUSALS = {
     "other": (
         lambda f: edit(f / "config.json", model_type="llama"),
-        "{f}/config.json: model_type is 'llama'; only gemma3_text can be exported",
+        "{f}/config.json: model_type is 'llama'; only text models (gemma3_text) can be "
+        "exported, such as gemma-3-1b-it",
     ),
     "multimodal": (
         lambda f: edit(f / "config.json", model_type="gemma3"),
-        "{f}/config.json: a multimodal Gemma 3; only text models (gemma3_text) can be "
+        "{f}/config.json: model_type is 'gemma3'; only text models (gemma3_text) can be "
         "exported, such as gemma-3-1b-it",
     ),
     "quantised": (
@@ -92,20 +93,22 @@ REFUSALS = {
     ),
     "unknown tensor": (
         lambda f: edit_weights(f, lambda w: w.update({"model.extra.weight": mx.zeros(32)})),
-        "{f}: tensor model.extra.weight is not one of gemma3_text",
+        "{f}: does not fit its config.json (model.extra.weight is one too many); "
+        "run ./fuse.sh again",
     ),
     "quantised tensors": (
         lambda f: edit_weights(f, quantised),
-        "{f}: tensor model.layers.0.mlp.up_proj.scales is not one of gemma3_text; "
-        "fuse a quantised model with ./fuse.sh --dequantize",
+        "{f}: does not fit its config.json (model.layers.0.mlp.up_proj.scales is one too many); "
+        "run ./fuse.sh again",
     ),
     "missing tensor": (
         lambda f: edit_weights(f, lambda w: w.pop("model.norm.weight")),
-        "{f}: tensor model.norm.weight is missing; run ./fuse.sh again",
+        "{f}: does not fit its config.json (model.norm.weight is missing); run ./fuse.sh again",
     ),
     "too few rows": (
         lambda f: edit(f / "config.json", vocab_size=1600),
-        "{f}: model.embed_tokens.weight is (1536, 256), config.json asks for (1600, 256)",
+        "{f}: does not fit its config.json (model.embed_tokens.weight is 1536 x 256, not "
+        "1600 x 256); run ./fuse.sh again",
     ),
     "token without a row": (
         add_token,
@@ -117,7 +120,7 @@ REFUSALS = {
     ),
     "factor is text": (
         lambda f: edit(f / "config.json", rope_scaling={"rope_type": "linear", "factor": "x"}),
-        "{f}/config.json: rope_scaling has factor 'x', not a number above 0",
+        "{f}/config.json: ... `$.rope_scaling.factor`",
     ),
     "epsilon is null": (
         lambda f: edit(f / "config.json", rms_norm_eps=None),
@@ -149,7 +152,7 @@ REFUSALS = {
     ),
     "template not UTF-8": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
-        "{f}/chat_template.jinja: not UTF-8 (invalid start byte); copy the model again",
+        "{f}/chat_template.jinja:1: not UTF-8; save the file as UTF-8",
     ),
     "no such token": (
         lambda f: edit(f / "tokenizer_config.json", bos_token=["<bos>"]),

@@ -112,10 +112,10 @@ def test_a_model_that_is_refused_before_it_is_loaded(name: str, model: Path) -> 
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    expected = "models/none: no such folder; MODEL=models/tiny-gemma3 is the one in this repository"
-    assert refusal(lambda: find.find("models/none")) == expected
-    expected = "none/x.gguf: no such file; check the name"
-    assert refusal(lambda: find.find("none/x.gguf")) == expected
+    for name in ("models/none", "none/x.gguf"):
+        remedy = "MODEL=models/tiny-gemma3 is the one in this repository"
+        expected = f"{name}: no such file or folder; {remedy}"
+        assert refusal(lambda name=name: find.find(name)) == expected
     expected = "tests/config.json: not there; MODEL has to name a model's folder"
     assert refusal(lambda: find.main(["tests"])) == expected
     model = shutil.copytree(ROOT / TINY, tmp_path / "[m]")

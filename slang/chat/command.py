@@ -19,7 +19,7 @@ from slang.chat.models import ExportedModel, LoadedModel, Model
 from slang.errors import UserError
 from slang.flags import number
 from slang.prompt import Messages
-from slang.text import unusable
+from slang.text import checked
 
 HELP = "A question or a slang; r starts anew, q or Ctrl-D leaves."
 
@@ -68,14 +68,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.baseline and args.gguf:
         p.error(f"--baseline: {args.gguf} holds the adapter too; leave --gguf out")
     return args
-
-
-def checked(text: str, place: str) -> str:
-    """The text. Raises UserError where a part of it must not reach the chat template."""
-    reason = unusable(text, breaks=True)
-    if reason:
-        raise UserError(f"{place}: {reason}")
-    return text
 
 
 def ask(model: Model, text: str) -> str:

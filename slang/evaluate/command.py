@@ -186,15 +186,17 @@ def checked(args: argparse.Namespace) -> Task:
     """All that costs nothing: a mistake shows now and not after minutes."""
     folder = Path(args.output).parent if args.output else Path(args.results)
     remedy = "give another --output" if args.output else "set RESULTS to another"
-    results.need_writable(folder / "LOG.md", remedy)
-    results.read_log(folder / "LOG.md")
+    files.need_folder(folder, remedy)
+    written = [folder / "LOG.md"]
     if args.output:
-        results.need_writable(Path(args.output), remedy)
-        results.need_writable(Path(args.output).with_suffix(".html"), remedy)
+        written += [Path(args.output), Path(args.output).with_suffix(".html")]
+    for path in written:
+        files.mode_of(path)
+    results.read_log(folder / "LOG.md")
     data = Path(args.data)
     paths = {name: data / f"{name}.jsonl" for name in ("train", "valid", "test", "eval")}
     for path in paths.values():
-        quiz.need(path)
+        files.need(path, "run python make_jsonl.py and python split_jsonl.py first")
 
     find.need_files(Path(args.adapter_path))
     prompt_file = Path(args.adapter_path) / "prompt.toml"

@@ -69,14 +69,6 @@ class Item:
         return sorted({text for texts in quizzes for text in texts})
 
 
-def need(path: Path) -> None:
-    """Raises UserError unless the file is there."""
-    if not path.is_file():
-        raise UserError(
-            f"{path}: not there; run python make_jsonl.py and python split_jsonl.py first"
-        )
-
-
 def read(path: Path, its_prompt: Prompt, prompt_file: Path) -> list[Record]:
     """All records of a JSONL file that was made with a prompt.
 

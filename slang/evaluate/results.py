@@ -7,7 +7,6 @@ LOG.md it has a row of the table and a line under each heading.
 import hashlib
 import json
 import math
-import os
 import re
 import string
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from slang import files
 from slang.errors import UserError
 from slang.evaluate.quiz import Quiz
 
@@ -241,30 +241,12 @@ def next_label(results: Path, today: date) -> str:
     return f"{day}-{next(letter for letter in letters if letter not in used)}"
 
 
-def need_writable(path: Path, remedy: str) -> None:
-    """Raises UserError unless a file can be put there; nothing is made yet."""
-    folder = path.parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path.parent}: not a folder that can be written; {remedy}")
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; name a file")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise UserError(f"{path}: write-protected; chmod u+w it or name another")
-
-
 # ---------------------------------------------------------------------------------------- LOG.md
 
 
 def read_log(path: Path) -> str:
     """What LOG.md holds, nothing where it is not there. Raises UserError when it can't be read."""
-    if not path.exists():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; save it as UTF-8 or take it away") from None
+    return files.read_text(path) if path.exists() else ""
 
 
 def log_entry(text: str, heading: str, line: str) -> str:

@@ -4,12 +4,12 @@ Each file is decoded and checked here, once.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from mlx_lm.models.gemma3_text import ModelArgs
 
-from slang import prompt
+from slang import files, prompt
 from slang.errors import UserError
 from slang.models.formats import read_json
 
@@ -18,12 +18,18 @@ AGAIN = "copy the model again"
 GELU = "gelu_pytorch_tanh"
 
 
+class RopeScaling(msgspec.Struct):
+    """What is checked of config.json's rope_scaling; mlx_lm reads the rest."""
+
+    factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
 class ConfigJson(msgspec.Struct):
     """What config.json says beside the sizes that mlx_lm's ModelArgs has."""
 
     model_type: str | None = None
     layer_types: list[str] | None = None
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: RopeScaling | None = None
     hidden_activation: str | None = GELU
     attention_bias: bool | None = False
     quantization: Any = None
@@ -43,9 +49,7 @@ class TokenizerConfig(msgspec.Struct):
 def load_prompt(folder: Path) -> prompt.Prompt:
     """The prompt that the adapter was trained with."""
     path = folder / "prompt.toml"
-    if not path.is_file():
-        remedy = "./fuse.sh copies the one that the adapter was trained with"
-        raise UserError(f"{path}: not there; {remedy}")
+    files.need(path, "./fuse.sh copies the one that the adapter was trained with")
     return prompt.load(path)
 
 
@@ -53,10 +57,7 @@ def read_template(folder: Path) -> str:
     """The model's own chat template (Jinja)."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        try:
-            template = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 ({error.reason}); {AGAIN}") from None
+        template = files.read_text(path)
     else:
         template = read_json(folder / "tokenizer_config.json", TokenizerConfig, FUSE).chat_template
     if not isinstance(template, str) or not template.strip():
@@ -73,12 +74,9 @@ def read_config(folder: Path, dequantize: bool = False) -> ModelArgs:
     """
     path = folder / "config.json"
     settings = read_json(path, ConfigJson, FUSE)
-    if settings.model_type == "gemma3":
-        what = "only text models (gemma3_text) can be exported, such as gemma-3-1b-it"
-        raise UserError(f"{path}: a multimodal Gemma 3; {what}")
     if settings.model_type != "gemma3_text":
-        kind = settings.model_type
-        raise UserError(f"{path}: model_type is {kind!r}; only gemma3_text can be exported")
+        what = "only text models (gemma3_text) can be exported, such as gemma-3-1b-it"
+        raise UserError(f"{path}: model_type is {settings.model_type!r}; {what}")
     if (settings.quantization or settings.quantization_config) and not dequantize:
         raise UserError(f"{path}: the model is quantised; fuse it with ./fuse.sh --dequantize")
     values = read_json(path, dict[str, Any], FUSE)
@@ -105,9 +103,6 @@ def check_computed_alike(path: Path, args: ModelArgs, settings: ConfigJson) -> N
     scaling = args.rope_scaling or {}
     if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "linear"):
         raise UserError(f"{path}: rope_scaling {scaling} is not known here; 'linear' is")
-    factor = scaling.get("factor", 1.0)
-    if not isinstance(factor, int | float) or not factor > 0:
-        raise UserError(f"{path}: rope_scaling has factor {factor!r}, not a number above 0")
     if settings.hidden_activation not in (GELU, None) or settings.attention_bias:
         what = f"another activation than {GELU}, or attention_bias, is no Gemma 3"
         raise UserError(f"{path}: {what}")

@@ -23,7 +23,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import dequantize_model, load_config, save
 
-from slang import prompt
+from slang import files, prompt
 from slang.errors import Stopped, UserError
 from slang.export.check import differing
 from slang.export.folder import read_config
@@ -32,7 +32,7 @@ from slang.export.weights import TYPES, file_size, gguf_shapes
 from slang.export.write import check_room, check_system, export, metadata
 from slang.files import locked, replacing_folder
 from slang.models import find
-from slang.models.load import load
+from slang.models.load import check_finite, load
 
 ANOTHER = "set FUSED_PATH to another folder"
 # What is in a folder that was fused. Everything else was put there by hand.
@@ -92,12 +92,8 @@ def is_written(name: str, folder: Path) -> bool:
 
 def check_place(fused: Path) -> None:
     """Raises UserError unless a fused model can be put there, and nothing else is lost by it."""
-    there = fused.absolute().parent
-    while not there.exists():
-        there = there.parent
-    can_be_made = there.is_dir() and os.access(there, os.W_OK)
-    if not can_be_made or (fused.exists() and not fused.is_dir()):
-        raise UserError(f"{fused}: not a folder that can be written; set FUSED_PATH to another")
+    for folder in (fused.absolute(), fused.absolute().parent):
+        files.need_folder(folder, "set FUSED_PATH to another")
     find.check_name(Path(os.path.realpath(fused)), "set FUSED_PATH to another")
     paths = list(fused.iterdir()) if fused.exists() else []
     held = {path.name for path in paths if not UNSEEN.fullmatch(path.name)}
@@ -148,11 +144,9 @@ def fuse_model(task: Task, source: str, folder: Path, part: Path) -> None:
         net = dequantize_model(net)
         config.pop("quantization", None)
         config.pop("quantization_config", None)
-    for name, values in tree_flatten(net.parameters()):
-        if not mx.isfinite(values).all():
-            what = f"{name} holds NaN or infinity with {task.adapter}"
-            remedy = "train again with a smaller --learning-rate, or copy the model again"
-            raise UserError(f"{task.model}: {what}; {remedy}")
+    remedy = "train again with a smaller --learning-rate, or copy the model again"
+    fused_weights = dict(tree_flatten(net.parameters()))
+    check_finite(fused_weights, f"{task.model} with {task.adapter}", remedy)
     save(part, str(folder), net, tokenizer, config, donate_model=False)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from slang import files
 from slang.errors import UserError
-from slang.text import unusable
+from slang.text import checked
 
 MAX_TOKENS = 64  # of an answer
 CONTEXT = 4096  # tokens of question and answer; llama.cpp takes fewer where the model can't
@@ -24,8 +25,7 @@ def need_gguf(path: Path) -> None:
     """Raises UserError unless a file is there and begins as a GGUF file does."""
     if path.is_dir():
         raise UserError(f"{path}: a folder; name one of the .gguf files in it")
-    if not path.is_file():
-        raise UserError(f"{path}: not there; run ./fuse.sh, which writes it")
+    files.need(path, "run ./fuse.sh, which writes it")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"{path}: not a GGUF file; name one that ./fuse.sh wrote")
@@ -95,11 +95,9 @@ class LlamaCpp:
 
         Raises UserError for a question that the model must not see, or is too long for it.
         """
-        if problem := unusable(question, breaks=True):
-            raise UserError(f"the question: {problem}")
         if not question.strip():
             raise UserError("the question: nothing in it; write one")
-        chat = greedy_chat(question)
+        chat = greedy_chat(checked(question, "the question"))
         text = self.request("/apply-template", {"messages": chat["messages"]})["prompt"]
         body = {"content": text, "add_special": True, "parse_special": True}
         n_tokens = len(self.request("/tokenize", body)["tokens"])

@@ -9,7 +9,7 @@ import mlx_lm
 import numpy as np
 from tqdm import tqdm
 
-from slang import jsonl, prompt
+from slang import files, jsonl, prompt
 from slang.errors import UserError
 from slang.evaluate.tokens import answer_tokens, end_of_turn, prompt_tokens
 from slang.export.folder import load_prompt
@@ -71,9 +71,7 @@ def next_logits(net: nn.Module, tokens: list[int]) -> np.ndarray:
 def read_answers(data: Path) -> dict[str, list[str]]:
     """The slangs of train.jsonl, each with the answers that it was trained on."""
     path = data / "train.jsonl"
-    if not path.is_file():
-        what = "not there, and the questions of the check come from it"
-        raise UserError(f"{path}: {what}; set DATA to what the adapter was trained on")
+    files.need(path, "the check asks about it: set DATA to what the adapter was trained on")
     answers: dict[str, list[str]] = {}
     for record in jsonl.read(path):
         known = answers.setdefault(jsonl.slang(record), [])

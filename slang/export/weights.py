@@ -21,7 +21,7 @@ from gguf import LlamaFileType
 
 from slang.errors import UserError
 from slang.models.formats import header
-from slang.models.layout import attention_scalar, expected_shapes, gguf_names
+from slang.models.layout import attention_scalar, expected_shapes, gguf_names, misfit
 
 if TYPE_CHECKING:  # its import takes 1.5 s
     from mlx_lm.models.gemma3_text import ModelArgs
@@ -88,18 +88,16 @@ def select_tensors(folder: Path, args: ModelArgs) -> dict[str, Tensor]:
     Raises UserError for one too many, too few or of another shape.
     """
     tensors = read_tensors(folder)
-    shapes = expected_shapes(args)
-    if unknown := sorted(set(tensors) - set(shapes)):
-        remedy = ""
-        if unknown[0].endswith(("scales", "biases")):
-            remedy = "; fuse a quantised model with ./fuse.sh --dequantize"
-        raise UserError(f"{folder}: tensor {unknown[0]} is not one of gemma3_text{remedy}")
-    if missing := sorted(set(shapes) - set(tensors) - {"lm_head.weight"}):
-        raise UserError(f"{folder}: tensor {missing[0]} is missing; run ./fuse.sh again")
+    wanted = expected_shapes(args)
+    if "lm_head.weight" not in tensors:
+        del wanted["lm_head.weight"]
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    for name in sorted(shapes.keys() | wanted.keys()):
+        have, want = shapes.get(name), wanted.get(name)
+        if have != want:
+            what = f"does not fit its config.json ({misfit(name, have, want)})"
+            raise UserError(f"{folder}: {what}; run ./fuse.sh again")
     for name, tensor in tensors.items():
-        if tensor.shape != shapes[name]:
-            what = f"{name} is {tensor.shape}, config.json asks for {shapes[name]}"
-            raise UserError(f"{folder}: {what}")
         if tensor.shape[-1] % 32:
             what = f"{name} has rows of {tensor.shape[-1]} values"
             raise UserError(f"{folder}: {what}; llama.cpp quantises blocks of 32")

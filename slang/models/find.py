@@ -20,6 +20,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from slang import files
 from slang.errors import UserError
 from slang.models.formats import (
     AdapterConfig,
@@ -33,7 +34,7 @@ from slang.models.formats import (
     read_json,
     shapes,
 )
-from slang.models.layout import expected_shapes
+from slang.models.layout import expected_shapes, misfit
 
 CACHE = Path(".cache")
 TINY = "MODEL=models/tiny-gemma3"
@@ -81,36 +82,31 @@ def on_hugging_face(model: str) -> Path:
     Raises UserError where it is not there and can't be had.
     """
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model, re.ASCII)
-    if model.endswith(".gguf"):
-        raise UserError(f"{model}: no such file; check the name")
-    if model.startswith("models/") or not named:
-        raise UserError(f"{model}: no such folder; {TINY} is the one in this repository")
+    if not named or model.startswith("models/") or model.endswith(".gguf"):
+        raise UserError(f"{model}: no such file or folder; {TINY} is the one in this repository")
     from huggingface_hub import constants, model_info, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 
     logging.set_verbosity_error()
     disable_progress_bars()  # of config.json; that of the weights is wanted
-    problem = f"{model}: no folder here, not downloaded yet, and"
     try:
         with suppress(Exception):  # not in the cache, in whatever words
             config = snapshot_download(model, allow_patterns=["config.json"], local_files_only=True)
             if is_downloaded(Path(config)):
                 return Path(config)
-        if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{problem} HF_HUB_OFFLINE forbids it; unset that, or try {TINY}")
-        model_info(model)  # asks the hub; a download is content with what is in the cache
-        return Path(snapshot_download(model, allow_patterns=["config.json"]))
-    except UserError:
-        raise
+        if not constants.HF_HUB_OFFLINE:
+            model_info(model)  # asks the hub; a download is content with what is in the cache
+            return Path(snapshot_download(model, allow_patterns=["config.json"]))
+        why, remedy = "HF_HUB_OFFLINE forbids it", "unset that"
     except Exception as error:
-        reason = type(error).__name__  # the text is of several lines
-        remedy = "check the name and the connection"
-        if reason == "GatedRepoError":
+        kind = type(error).__name__  # the text is of several lines
+        why, remedy = f"Hugging Face did not give it ({kind})", "check the name and the connection"
+        if kind == "GatedRepoError":
             remedy = "accept its licence on huggingface.co and run hf auth login"
-        problem += f" Hugging Face did not give it ({reason})"
-        raise UserError(f"{problem}; {remedy}, or try {TINY}") from None
     finally:
         enable_progress_bars()
+    problem = f"{model}: no folder here, not downloaded yet, and {why}"
+    raise UserError(f"{problem}; {remedy}, or try {TINY}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -174,7 +170,7 @@ def check_model(folder: Path) -> ModelConfig:
     for path in weights:
         header(path, AGAIN)
     if not has_tokenizer(folder):
-        raise UserError(f"{folder / 'tokenizer.json'}: not there; {AGAIN}")
+        files.need(folder / "tokenizer.json", AGAIN)
     apart = any((folder / f"chat_template.{kind}").exists() for kind in ("jinja", "json"))
     about = folder / "tokenizer_config.json"
     if not apart and not read_json(about, dict, AGAIN).get("chat_template"):
@@ -220,22 +216,14 @@ def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes
         have, want = found.get(name), expected.get(name)
         if have == want:
             continue
-        if have is None:
-            what = f"{name} is missing"
-        elif want is None:
-            what = f"{name} is one too many"
-        else:
-            what = f"{name} is {' x '.join(map(str, have)) or 'one number'}"
-            side = 0 if name.endswith("lora_a") else -1  # the other one is the rank
-            other_size = len(have) == len(want) and have[side] != want[side]
-            if other_size and about.model not in (None, model):
-                what = f"trained on another model than {model} ({what})"
-                remedy = f"set MODEL={about.model}, as its adapter_config.json says"
-                raise UserError(f"{path}: {what}; {remedy}")
-            what += f", not {' x '.join(map(str, want))}"
-        what = f"does not fit {model} and its adapter_config.json ({what})"
+        what = f"does not fit {model} and its adapter_config.json"
         remedy = f"set MODEL to the one it was trained on, or {TRAIN_AGAIN}"
-        raise UserError(f"{path}: {what}; {remedy}")
+        side = 0 if name.endswith("lora_a") else -1  # the other one is the rank
+        other_size = have and want and len(have) == len(want) and have[side] != want[side]
+        if other_size and about.model not in (None, model):
+            what = f"trained on another model than {model}"
+            remedy = f"set MODEL={about.model}, as its adapter_config.json says"
+        raise UserError(f"{path}: {what} ({misfit(name, have, want)}); {remedy}")
 
 
 def read_adapter_config(adapter: Path) -> AdapterConfig:
@@ -283,8 +271,7 @@ def need_files(adapter: Path) -> None:
         "adapter_config.json": NOT_WHOLE,
         "prompt.toml": "copy the prompt.toml that the adapter was trained with into its folder",
     }.items():
-        if not (adapter / name).is_file():
-            raise UserError(f"{adapter / name}: not there; {remedy}")
+        files.need(adapter / name, remedy)
 
 
 def check(model: str, adapter: str | None, cache: Path = CACHE) -> tuple[str, Path]:

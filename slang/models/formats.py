@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from slang import files
 from slang.errors import UserError, told
 
 Shapes = Mapping[str, tuple[int, ...]]  # by the tensors' names
@@ -110,10 +111,9 @@ def one_line(problem: str, remedy: str) -> Iterator[None]:
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:
     """A JSON file as `kind`. Raises UserError where it is missing or something else."""
+    files.need(path, remedy)
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not there; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}; {remedy}") from None
 
@@ -136,6 +136,7 @@ def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
 
     Format: huggingface.co/docs/safetensors. Raises UserError unless the file is whole.
     """
+    files.need(path, remedy)
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -146,8 +147,6 @@ def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
         entries.pop("__metadata__", None)
         found = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
         check_layout(found, size - start)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not there; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); {remedy}") from None
     return found, start

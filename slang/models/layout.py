@@ -52,6 +52,16 @@ def expected_shapes(config: ModelArgs | GemmaConfig) -> dict[str, tuple[int, ...
     return shapes | {"model.norm.weight": (hidden,)}
 
 
+def misfit(name: str, have: tuple[int, ...] | None, want: tuple[int, ...] | None) -> str:
+    """What is wrong with a tensor of one shape, or none, where another is wanted, or none."""
+    if have is None:
+        return f"{name} is missing"
+    if want is None:
+        return f"{name} is one too many"
+    there, wanted = (" x ".join(map(str, shape)) or "one number" for shape in (have, want))
+    return f"{name} is {there}, not {wanted}"
+
+
 def gguf_names(config: ModelArgs) -> dict[str, str]:
     """The name in a GGUF file of each tensor, by its MLX name; in llama.cpp's order."""
     import gguf

@@ -11,13 +11,13 @@ import difflib
 import importlib.util
 import re
 import types
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 from msgspec import UNSET, Meta, UnsetType
 
+from slang import files
 from slang.errors import UserError
 
 LARGEST = 3.4e38  # of float32
@@ -186,11 +186,9 @@ def flag(name: str) -> str:
 
 def from_yaml(path: str, loader: type) -> dict[str, Any]:
     """The settings in a YAML file. Raises UserError where they can't be read."""
+    text = files.read_text(path)
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8-sig"), loader)
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+        found = yaml.load(text, loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -209,13 +207,13 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
     Raises UserError where one of the file can't be, ValueError where a flag can't be.
     """
     file = {**wrapper, **typed}.get("config")
-    for name, owner in OWNERS.items():
-        if name in in_file and name in wrapper:
-            raise UserError(f"{file}: {name}: take it out; {owner} decides it")
-    if "config" in in_file:
-        raise UserError(f"{file}: config: take it out; a file names no other")
+    refused = {name: f"{owner} decides it" for name, owner in OWNERS.items() if name in wrapper}
+    refused["config"] = "a file names no other"
     if wrapper.get("train") and in_file.get("train") is False:
-        raise UserError(f"{file}: train: take it out; train.sh trains")
+        refused["train"] = "train.sh trains"
+    for name, why in refused.items():
+        if name in in_file:
+            raise UserError(f"{file}: {name}: take it out; {why}")
     if in_file.get("lr_schedule") and (clash := {"learning_rate", "decay"} & set(typed)):
         raise ValueError(f"{flag(min(clash))}: {file} has an lr_schedule; leave one of them out")
     values: dict[str, Any] = {}
@@ -242,11 +240,12 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
         path = "".join(re.findall(r"\$\.?([^`\[]*)", at))
         if field := re.match(r"Object (contains unknown|missing required) field `(.*)`", message):
             where = f"{file}: {path}: " if path else f"{file}: "
-            if field[1].startswith("missing"):
-                raise UserError(f"{where}no {field[2]} in it; write it there") from None
             close = difflib.get_close_matches(field[2], fields_at(path), 1)
-            remedy = f"is it {close[0]}?" if close else "take it out"
-            raise UserError(f"{where}unknown setting {field[2]}; {remedy}") from None
+            problem = f"unknown setting {field[2]}; "
+            problem += f"is it {close[0]}?" if close else "take it out"
+            if field[1].startswith("missing"):
+                problem = f"no {field[2]} in it; write it there"
+            raise UserError(where + problem) from None
         value = value_at(values, path)
         if isinstance(value, str) and path.split(".")[0] not in typed:
             value = repr(value)  # in a file, "7" is no number
