@@ -69,13 +69,15 @@ def row(
     together: Together,
     names: tuple[quiz.Quiz, ...],
 ) -> list[str]:
-    """Each quiz's accuracy, and its spread over the choices of `some` neutral questions."""
+    """Each quiz's accuracy, and its spread where there are several choices of `some` questions."""
     found = []
     n_neutral = len(quiz.INVENTED)
     for chosen in itertools.combinations(range(n_neutral), some):
         without = {text: together([each[i] for i in chosen]) for text, each in neutral.items()}
         found.append([accuracy(asked, scores, name, without) for name in names])
     means, spreads = np.mean(found, axis=0), np.std(found, axis=0)
+    if len(found) == 1:
+        return [f"{mean:.2f}" for mean in means]
     return [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(means, spreads, strict=True)]
 
 
@@ -122,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         ):
             cells = row(own, scores, neutral, some, together, names)
             label = who if purpose == "item" else "baseline, told the meanings"
+            cells += [""] * (len(quiz.QUIZZES) - len(names))
             print(f"| {label} | {some} | {how} | {' | '.join(cells)} |", flush=True)
     return 0
 

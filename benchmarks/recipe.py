@@ -35,6 +35,8 @@ FIGURES = {
     "whole": "whole sentences",
     "control loss": "control loss",
 }
+# What the trainings were judged by before quizzes were calibrated by eight neutral questions.
+BY_ONE_QUESTION = ("new, 1", "trained, 1")
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,21 @@ class Setting:
 
 SETTINGS = {
     "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
+    "defaults-before": Setting("the same, trained before"),
+    "defaults-gpu": Setting("the same; on a GPU"),
     "epochs-4": Setting("the same for 4 epochs", steps=184),
     "rate-5e-4": Setting("5e-4, 130 steps", rate="5e-4", steps=130),
-    "rate-5e-4-epochs-4": Setting("5e-4, 4 epochs", rate="5e-4", steps=184),
+    "rate-5e-4-epochs-4": Setting("5e-4, 4 epochs; on a GPU", rate="5e-4", steps=184),
+    "rate-5e-4-epochs-4.5": Setting("5e-4, 4.5 epochs; on a GPU", rate="5e-4", steps=207),
+    "rate-5e-4-epochs-5": Setting("5e-4, 5 epochs; on a GPU", rate="5e-4", steps=230),
+    "rate-6e-4-epochs-4": Setting("6e-4, 4 epochs; on a GPU", rate="6e-4", steps=184),
+    "share-0.15": Setting(
+        "everyday Spanish for a seventh, 4 epochs; on a GPU", share="0.15", steps=190
+    ),
+    "share-0.15-epochs-5": Setting("the same for 5 epochs; on a GPU", share="0.15", steps=237),
+    "share-0.2-epochs-5": Setting(
+        "everyday Spanish for a sixth, 5 epochs; on a GPU", share="0.2", steps=248
+    ),
     "share-0.05": Setting(
         "everyday Spanish for a twentieth, 8e-4, 160 steps", share="0.05", rate="8e-4", steps=160
     ),
@@ -201,15 +215,18 @@ def cell(values: list[float]) -> str:
 def table() -> str:
     """All results as Markdown."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    head = ["setting", "what it is", "seeds", *FIGURES]
+    columns = [*FIGURES, *BY_ONE_QUESTION]
+    head = ["setting", "what it is", "seeds", *columns]
     rows = [head, ["---"] * len(head)]
     for side, what in (("baseline", "base model"), ("ceiling", "base model, told the meanings")):
-        cells = [[r[short][side] for r in kept.values() if side in r[short]] for short in FIGURES]
+        cells = [
+            [r[short][side] for r in kept.values() if side in r.get(short, {})] for short in columns
+        ]
         rows.append(["", what, "", *(cell(values[:1]) for values in cells)])
     for name, setting in SETTINGS.items():
         found = [r for key, r in kept.items() if key.rsplit("-", 1)[0] == name]
         if found:
-            cells = [cell([r[short]["adapted"] for r in found]) for short in FIGURES]
+            cells = [cell([r[short]["adapted"] for r in found if short in r]) for short in columns]
             rows.append([name, setting.varies, str(len(found)), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -62,8 +62,8 @@ CUT = (
     "copy one of the numbered checkpoints over it, or run ./train.sh again"
 )
 OTHER = (
-    f"{{m}}/adapters.safetensors: trained on another model than {TINY} ({DOWN} is 2048 x 8, "
-    f"not 128 x 8); set MODEL={BASE}, as its adapter_config.json says"
+    f"{{m}}/adapters.safetensors: trained on another model than {TINY} ({DOWN} is 2048 x 8 "
+    f"in place of 128 x 8); set MODEL={BASE}, as its adapter_config.json says"
 )
 
 
@@ -148,7 +148,10 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     ),
     "no tensors": (adapters(dict.clear), f"{FIT}({MISSING}){FIT_REMEDY}"),
     "half of the layers": (adapters(half), f"{FIT}({MISSING}){FIT_REMEDY}"),
-    "of another rank": (lora(rank=16), f"{FIT}({DOWN} is 128 x 8, not 128 x 16){FIT_REMEDY}"),
+    "of another rank": (
+        lora(rank=16),
+        f"{FIT}({DOWN} is 128 x 8 in place of 128 x 16){FIT_REMEDY}",
+    ),
     "of fewer layers": (
         edited("adapter_config.json", num_layers=2),
         f"{FIT}({DOWN} is one too many){FIT_REMEDY}",
@@ -165,10 +168,13 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
         adapters(put("model.layers.9.mlp.down_proj.lora_a", mx.zeros((128, 8)))),
         f"{FIT}(model.layers.9.mlp.down_proj.lora_a is one too many){FIT_REMEDY}",
     ),
-    "a vector": (adapters(put(DOWN, mx.zeros(8))), f"{FIT}({DOWN} is 8, not 128 x 8){FIT_REMEDY}"),
+    "a vector": (
+        adapters(put(DOWN, mx.zeros(8))),
+        f"{FIT}({DOWN} is 8 in place of 128 x 8){FIT_REMEDY}",
+    ),
     "a number": (
         adapters(put(DOWN, mx.array(8.0))),
-        f"{FIT}({DOWN} is one number, not 128 x 8){FIT_REMEDY}",
+        f"{FIT}({DOWN} is one number in place of 128 x 8){FIT_REMEDY}",
     ),
     "of another model": (of_270m, OTHER),
     "config missing": (removed("adapter_config.json"), CONFIG.replace("…", "not there")),

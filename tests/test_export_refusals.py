@@ -107,8 +107,8 @@ REFUSALS = {
     ),
     "too few rows": (
         lambda f: edit(f / "config.json", vocab_size=1600),
-        "{f}: does not fit its config.json (model.embed_tokens.weight is 1536 x 256, not "
-        "1600 x 256); run ./fuse.sh again",
+        "{f}: does not fit its config.json (model.embed_tokens.weight is 1536 x 256 in "
+        "place of 1600 x 256); run ./fuse.sh again",
     ),
     "token without a row": (
         add_token,

@@ -70,6 +70,7 @@ def test_a_yaml_file_wins_over_the_wrapper_and_a_flag_over_both(environment, tmp
     done = run(ROOT / "train.sh", *typed, **environment)
     assert done.returncode == 0, done.stderr
     assert "2 steps of 3 rows" in done.stdout
+    assert "\x1b" not in done.stdout  # a pipe gets no colours
     config = json.loads((tmp_path / "a/adapter_config.json").read_text(encoding="utf-8"))
     found = {name: config[name] for name in ("iters", "batch_size", "learning_rate", "seed")}
     assert found == {"iters": 2, "batch_size": 3, "learning_rate": 3e-5, "seed": 42}

@@ -59,7 +59,7 @@ def misfit(name: str, have: tuple[int, ...] | None, want: tuple[int, ...] | None
     if want is None:
         return f"{name} is one too many"
     there, wanted = (" x ".join(map(str, shape)) or "one number" for shape in (have, want))
-    return f"{name} is {there}, not {wanted}"
+    return f"{name} is {there} in place of {wanted}"
 
 
 def gguf_names(config: ModelArgs) -> dict[str, str]:
