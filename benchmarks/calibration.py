@@ -49,6 +49,15 @@ def score(net, tokenizer, asked: list[measure.QuizQuestion]) -> list[Scores]:
     ]
 
 
+def neutral_losses(net, tokenizer, asked: list[measure.QuizQuestion]) -> dict[str, list[float]]:
+    """What each neutral question gives each meaning."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for scores in score(net, tokenizer, [each for each in asked if each.purpose == "neutral"]):
+        for text, loss in scores.items():
+            found[text].append(loss)
+    return found
+
+
 def accuracy(
     asked: list[measure.QuizQuestion], scores: list[Scores], name: quiz.Quiz, neutral: Scores
 ) -> float:
@@ -101,28 +110,27 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"| model | neutral questions | taken together | {' | '.join(quiz.QUIZZES)} |")
     print(f"| --- | --- | --- |{' --- |' * len(quiz.QUIZZES)}")
+    neutral = {
+        who: neutral_losses(getattr(models, who), models.tokenizer, asked)
+        for who in ("baseline", "adapted")
+    }
+    most = len(quiz.INVENTED)
     for who, purpose, names in (
         ("baseline", "item", quiz.QUIZZES),
         ("baseline", "open book", (quiz.NEW, quiz.NEW_CLOSE)),
         ("adapted", "item", quiz.QUIZZES),
     ):
-        net = getattr(models, who)
-        neutral: dict[str, list[float]] = defaultdict(list)
-        behind = [each for each in asked if each.purpose == "neutral"]
-        for scores in score(net, models.tokenizer, behind):
-            for text, loss in scores.items():
-                neutral[text].append(loss)
         own = [each for each in asked if each.purpose == purpose]
-        scores = score(net, models.tokenizer, own)
+        scores = score(getattr(models, who), models.tokenizer, own)
         for some, how, together in (
             (0, "", nothing),
             (1, "", mean_of_logs),
             (2, "mean of likelihoods", measure.of_mean_likelihood),
             (4, "mean of likelihoods", measure.of_mean_likelihood),
-            (8, "mean of likelihoods", measure.of_mean_likelihood),
-            (8, "mean of logs", mean_of_logs),
+            (most, "mean of likelihoods", measure.of_mean_likelihood),
+            (most, "mean of logs", mean_of_logs),
         ):
-            cells = row(own, scores, neutral, some, together, names)
+            cells = row(own, scores, neutral[who], some, together, names)
             label = who if purpose == "item" else "baseline, told the meanings"
             cells += [""] * (len(quiz.QUIZZES) - len(names))
             print(f"| {label} | {some} | {how} | {' | '.join(cells)} |", flush=True)

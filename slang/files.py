@@ -5,6 +5,7 @@ when it is finished. Nothing that is found in a folder is obeyed, and no link is
 After kill -9 a hidden .part can stay behind; nothing reads it, and it may be deleted.
 """
 
+import codecs
 import errno
 import fcntl
 import os
@@ -56,14 +57,16 @@ def read(path: str | Path) -> bytes:
         return file.read()
 
 
-def read_text(path: str | Path) -> str:
-    """A whole file of UTF-8, without a byte order mark. Raises UserError where it is none."""
-    data = read(path)
+def text_of(data: bytes, path: str | Path, remedy: str = "save the file as UTF-8") -> str:
+    """The text of a file that was read, with \\n at the end of each line and no byte order mark.
+
+    Raises UserError where it is no UTF-8.
+    """
     try:
-        return data.decode("utf-8-sig")
+        return data.removeprefix(codecs.BOM_UTF8).decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8; {remedy}") from None
 
 
 def need(path: Path, remedy: str) -> None:
@@ -142,7 +145,7 @@ def mode_of(target: Path) -> int:
     if not target.exists():
         return 0o666 & ~_umask()
     mode = stat.S_IMODE(target.stat().st_mode)
-    if not mode & 0o222:
+    if not mode & 0o222 or not os.access(target, os.W_OK):
         raise UserError(f"{target}: write-protected; chmod u+w it or name another")
     return mode
 

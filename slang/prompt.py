@@ -73,7 +73,7 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load(path: str | Path = "prompt.toml") -> Prompt:
     """Read and check a prompt.toml. Raises UserError with the remedy, OSError when it can't be."""
-    text = files.read_text(path)
+    text = files.text_of(files.read(path), path)
     try:
         prompt = msgspec.toml.decode(text, type=Prompt)
     except msgspec.ValidationError as error:

@@ -120,7 +120,7 @@ REFUSALS = {
     ),
     "factor is text": (
         lambda f: edit(f / "config.json", rope_scaling={"rope_type": "linear", "factor": "x"}),
-        "{f}/config.json: ... `$.rope_scaling.factor`",
+        "{f}/config.json: rope_scaling has factor 'x', not a number above 0",
     ),
     "epsilon is null": (
         lambda f: edit(f / "config.json", rms_norm_eps=None),
@@ -152,7 +152,7 @@ REFUSALS = {
     ),
     "template not UTF-8": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
-        "{f}/chat_template.jinja:1: not UTF-8; save the file as UTF-8",
+        "{f}/chat_template.jinja:1: not UTF-8; copy the model again",
     ),
     "no such token": (
         lambda f: edit(f / "tokenizer_config.json", bos_token=["<bos>"]),

@@ -26,6 +26,13 @@ def write(*paths: Path, content: bytes = b"new") -> None:
             file.write(content)
 
 
+def test_the_line_that_is_not_utf_8_is_counted_behind_a_byte_order_mark():
+    for mark in (b"", b"\xef\xbb\xbf"):
+        with pytest.raises(UserError, match=r"^a.toml:3: not UTF-8; save the file as UTF-8$"):
+            files.text_of(mark + b"a: 1\nb: 2\n\xff\n", "a.toml")
+        assert files.text_of(mark + b"uno\r\ndos\n", "a.toml") == "uno\ndos\n"
+
+
 # ------------------------------------------------------------------------------- one file
 
 

@@ -308,7 +308,7 @@ def test_a_place_that_is_no_folder(place: str, variables: dict[str, str], tmp_pa
 
 
 def test_data_elsewhere_is_asked_for(variables: dict[str, str], tmp_path: Path) -> None:
-    what = "train.jsonl: not there; the check asks about it: set DATA"
+    what = "train.jsonl: not there; the check's questions come from it: set DATA"
     refused(fuse(variables, DATA=tmp_path), what)
 
 

@@ -113,7 +113,7 @@ def test_a_model_that_is_refused_before_it_is_loaded(name: str, model: Path) -> 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     for name in ("models/none", "none/x.gguf"):
-        remedy = "MODEL=models/tiny-gemma3 is the one in this repository"
+        remedy = "check the name, or try MODEL=models/tiny-gemma3"
         expected = f"{name}: no such file or folder; {remedy}"
         assert refusal(lambda name=name: find.find(name)) == expected
     expected = "tests/config.json: not there; MODEL has to name a model's folder"

@@ -56,6 +56,13 @@ def test_log_keeps_what_a_person_wrote():
     assert results.log_entry("", "## Baseline", "- a") == "# Results\n\n## Baseline\n\n- a\n"
 
 
+def test_a_log_with_windows_line_ends_keeps_its_one_table(tmp_path):
+    path = tmp_path / "LOG.md"
+    text = results.log_row("# Results\n", ["20251004-A"] * 8)
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert results.read_log(path) == text
+
+
 def test_log_table_stands_above_and_takes_a_row_a_run():
     losses = ["9.0 -> 2.0", "0.250 -> 1.000", "1.0 -> 2.0", ""]
     cells = ["20251004-A", "a | note\nof two lines", "tiny", "6", *losses]
@@ -242,6 +249,7 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     assert lines[-1] == "Same data, prompt, base model and questions."
 
     b.prompt.sha256 = b.data["test"] = "other"
+    b.versions["quiz"] = "another"
     b.items = b.items[:30]
     b.items[0].question = "¿Y?"
     b.items[1].quizzes[quiz.TRAINED][1] = "Otro."
@@ -251,8 +259,8 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     done = compare(tmp_path, "20251004A", "20251004C")
     lines = done.stdout.splitlines()
     assert lines[-1] == (
-        "Not like with like: the prompts differ; test.jsonl differs; 10 slangs of 20251004[A] are "
-        "left out; 1 of 30 slangs were asked another question, and are left out; 1 of 30 slangs "
+        "Not like with like: the prompts differ; choices were judged in another way: evaluate the "
+        "older one again; test.jsonl differs; 10 slangs of 20251004[A] are left out; 1 of 30 slangs were asked another question, and are left out; 1 of 30 slangs "
         "had other choices, and are left out of the choice accuracy that they differ in; 2 of 30 "
         "slangs have other known meanings, and are left out of chrF, right and exact answers; 1 of "
         "30 slangs were trained in one of the two only, and count as unseen."

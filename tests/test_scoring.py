@@ -157,6 +157,14 @@ def test_nan_scores_ties_and_silence_are_not_right():
         assert not answer.exact and not answer.right and not answer.whole
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_neutral_question_that_answers_with_a_meaning_costs_it_little():
+    """The mean of likelihoods, not of their logarithms; NaN stays NaN and is not warned of."""
+    assert measure.of_mean_likelihood([3.0] * 8) == pytest.approx(3)
+    assert measure.of_mean_likelihood([0.0] + [math.inf] * 7) == pytest.approx(math.log(8))
+    assert math.isnan(measure.of_mean_likelihood([math.nan] * 8))
+
+
 def test_a_likely_sentence_is_not_taken_for_knowledge():
     """It is likelier than the right one behind the question, and just as much behind any other."""
     scores = {"Right.": 3.0, "Likely.": 1.0, "B.": 4.0, "C.": 5.0}

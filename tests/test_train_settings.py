@@ -1,5 +1,6 @@
 """slang/train: where a setting comes from, and what is said of one that can't be."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,14 @@ def test_a_yaml_file_that_is_not_utf_8(tmp_path):
     path.write_bytes(b"iters: 5\nproject_name: caf\xe9\n")
     with pytest.raises(UserError, match=r":2: not UTF-8; save the file as UTF-8$"):
         parse(["--train", "-c", str(path)])
+
+
+def test_a_yaml_file_may_be_a_pipe():
+    reading, writing = os.pipe()
+    os.write(writing, b"iters: 3\n")
+    os.close(writing)
+    assert parse(["--train", "-c", f"/dev/fd/{reading}"]).iters == 3
+    os.close(reading)
 
 
 def test_train_sh_trains_whatever_the_file_says(tmp_path):

@@ -284,6 +284,7 @@ def judged_run(
         sample=f"a sample of {n} of {task.slangs} slangs" if n < task.slangs else None,
         entries=results.Entries(task.slangs, records),
         versions={
+            "quiz": quiz.VERSION,
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },

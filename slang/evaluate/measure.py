@@ -114,7 +114,8 @@ def choose(
 
 def of_mean_likelihood(losses: list[float]) -> float:
     """The negative logarithm of the mean likelihood, in nats, from negative log-likelihoods."""
-    return math.log(len(losses)) - float(np.logaddexp.reduce(-np.array(losses)))
+    with np.errstate(invalid="ignore"):  # NaN gives NaN
+        return math.log(len(losses)) - float(np.logaddexp.reduce(-np.array(losses)))
 
 
 def is_whole(text: str, capped: bool) -> bool:

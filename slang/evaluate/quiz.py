@@ -24,6 +24,7 @@ from slang.errors import UserError
 from slang.jsonl import Record
 from slang.prompt import Messages, Prompt, differs
 
+VERSION = "2"  # of what is asked and how it is judged: figures of two versions do not compare
 N_CHOICES = 4
 ALIKE = 0.2  # likeness from which on a slang's meaning is no easy distractor
 Quiz = Literal["new wording", "new wording, close", "trained wording", "trained wording, close"]
@@ -155,7 +156,7 @@ def read_table(train: list[Record], others: list[Record]) -> Table:
 
 
 class Draw:
-    """Draws each slang's quizzes. It has a stream of random numbers of its own."""
+    """Draws each slang's quizzes, by a hash of the seed and the slang alone."""
 
     def __init__(self, table: Table, seed: int, synonyms_file: Path):
         self.table = table

@@ -246,7 +246,7 @@ def next_label(results: Path, today: date) -> str:
 
 def read_log(path: Path) -> str:
     """What LOG.md holds, nothing where it is not there. Raises UserError when it can't be read."""
-    return files.read_text(path) if path.exists() else ""
+    return files.text_of(files.read(path), path) if path.exists() else ""
 
 
 def log_entry(text: str, heading: str, line: str) -> str:

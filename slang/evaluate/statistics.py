@@ -227,6 +227,8 @@ def differences(a: Run, b: Run, pairs: list[tuple[ItemResult, ItemResult]]) -> l
         notes.append("the base models differ")
     if a.seed != b.seed:
         notes.append("the seeds of the questions differ")
+    if a.versions.get("quiz") != b.versions.get("quiz"):
+        notes.append("choices were judged in another way: evaluate the older one again")
     notes += [f"{name}.jsonl differs" for name in different_files(a, b)]
     for run in (a, b):
         if n := len(run.items) - len(pairs):

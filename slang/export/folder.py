@@ -4,7 +4,7 @@ Each file is decoded and checked here, once.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from mlx_lm.models.gemma3_text import ModelArgs
@@ -18,18 +18,12 @@ AGAIN = "copy the model again"
 GELU = "gelu_pytorch_tanh"
 
 
-class RopeScaling(msgspec.Struct):
-    """What is checked of config.json's rope_scaling; mlx_lm reads the rest."""
-
-    factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-
-
 class ConfigJson(msgspec.Struct):
     """What config.json says beside the sizes that mlx_lm's ModelArgs has."""
 
     model_type: str | None = None
     layer_types: list[str] | None = None
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: dict[str, Any] | None = None
     hidden_activation: str | None = GELU
     attention_bias: bool | None = False
     quantization: Any = None
@@ -57,7 +51,7 @@ def read_template(folder: Path) -> str:
     """The model's own chat template (Jinja)."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        template = files.read_text(path)
+        template = files.text_of(files.read(path), path, AGAIN)
     else:
         template = read_json(folder / "tokenizer_config.json", TokenizerConfig, FUSE).chat_template
     if not isinstance(template, str) or not template.strip():
@@ -103,6 +97,9 @@ def check_computed_alike(path: Path, args: ModelArgs, settings: ConfigJson) -> N
     scaling = args.rope_scaling or {}
     if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "linear"):
         raise UserError(f"{path}: rope_scaling {scaling} is not known here; 'linear' is")
+    factor = scaling.get("factor", 1.0)
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise UserError(f"{path}: rope_scaling has factor {factor!r}, not a number above 0")
     if settings.hidden_activation not in (GELU, None) or settings.attention_bias:
         what = f"another activation than {GELU}, or attention_bias, is no Gemma 3"
         raise UserError(f"{path}: {what}")

@@ -92,16 +92,18 @@ def is_written(name: str, folder: Path) -> bool:
 
 def check_place(fused: Path) -> None:
     """Raises UserError unless a fused model can be put there, and nothing else is lost by it."""
-    for folder in (fused.absolute(), fused.absolute().parent):
-        files.need_folder(folder, "set FUSED_PATH to another")
-    find.check_name(Path(os.path.realpath(fused)), "set FUSED_PATH to another")
+    remedy = "set FUSED_PATH to another"
+    place = Path(os.path.realpath(fused))
+    for folder in (place, place.parent):
+        files.need_folder(folder, remedy)
+    find.check_name(place, remedy)
     paths = list(fused.iterdir()) if fused.exists() else []
     held = {path.name for path in paths if not UNSEEN.fullmatch(path.name)}
     folders = {path.name for path in paths if path.is_dir()}
     foreign = sorted(name for name in held if name in folders or not is_written(name, fused))
     if foreign:
-        remedy = f"move it away, or {ANOTHER}"
-        raise UserError(f"{fused}: holds {foreign[0]}, which fuse.sh did not write; {remedy}")
+        what = f"holds {foreign[0]}, which fuse.sh did not write"
+        raise UserError(f"{fused}: {what}; move it away, or {ANOTHER}")
     if held and not held & {find.FUSED, "prompt.toml"}:
         raise UserError(f"{fused}: holds a model that fuse.sh did not make; {ANOTHER}")
 

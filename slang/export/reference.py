@@ -71,7 +71,7 @@ def next_logits(net: nn.Module, tokens: list[int]) -> np.ndarray:
 def read_answers(data: Path) -> dict[str, list[str]]:
     """The slangs of train.jsonl, each with the answers that it was trained on."""
     path = data / "train.jsonl"
-    files.need(path, "the check asks about it: set DATA to what the adapter was trained on")
+    files.need(path, "the check's questions come from it: set DATA to what was trained on")
     answers: dict[str, list[str]] = {}
     for record in jsonl.read(path):
         known = answers.setdefault(jsonl.slang(record), [])

@@ -83,7 +83,7 @@ def on_hugging_face(model: str) -> Path:
     """
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model, re.ASCII)
     if not named or model.startswith("models/") or model.endswith(".gguf"):
-        raise UserError(f"{model}: no such file or folder; {TINY} is the one in this repository")
+        raise UserError(f"{model}: no such file or folder; check the name, or try {TINY}")
     from huggingface_hub import constants, model_info, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 

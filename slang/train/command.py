@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse(sys.argv[1:] if argv is None else argv)
     if not (settings.train or settings.test):
         raise UserError("give --train, --test or both")
+    console = make_console()  # the one that all of mlx_lm prints to
+    if not console.is_terminal:
+        console._color_system = None  # mlx_lm would write its colours to a pipe or file too
     leader = mx.distributed.init().rank() == 0
     lock: AbstractContextManager[None] = nullcontext()
     if settings.train and leader:
@@ -205,10 +208,7 @@ def train_model(
     config = {**settings.builtins(), "iters": iters}
     if leader:
         header = config | {"lora_parameters": config["lora_parameters"] or {}}
-        console = make_console()  # the one that all of mlx_lm prints to
-        if not console.is_terminal:
-            console._color_system = None  # mlx_lm would write its colours to a pipe or file too
-        print_lora_run_header(console, types.SimpleNamespace(**header))
+        print_lora_run_header(make_console(), types.SimpleNamespace(**header))
     print_trainable_parameters(model)
     if isinstance(network, Network):
         more = f", {n_everyday} of them everyday language" if n_everyday else ""

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import re
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -186,7 +187,7 @@ def flag(name: str) -> str:
 
 def from_yaml(path: str, loader: type) -> dict[str, Any]:
     """The settings in a YAML file. Raises UserError where they can't be read."""
-    text = files.read_text(path)
+    text = files.text_of(Path(path).read_bytes(), path)  # of a pipe too
     try:
         found = yaml.load(text, loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
