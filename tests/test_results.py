@@ -260,7 +260,8 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[-1] == (
         "Not like with like: the prompts differ; choices were judged in another way: evaluate the "
-        "older one again; test.jsonl differs; 10 slangs of 20251004[A] are left out; 1 of 30 slangs were asked another question, and are left out; 1 of 30 slangs "
+        "older one again; test.jsonl differs; 10 slangs of 20251004[A] are left out; "
+        "1 of 30 slangs were asked another question, and are left out; 1 of 30 slangs "
         "had other choices, and are left out of the choice accuracy that they differ in; 2 of 30 "
         "slangs have other known meanings, and are left out of chrF, right and exact answers; 1 of "
         "30 slangs were trained in one of the two only, and count as unseen."
