@@ -15,7 +15,6 @@ Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/calibration.py --model gemma-3-
 import argparse
 import itertools
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,24 +37,6 @@ def mean_of_logs(losses: list[float]) -> float:
 def nothing(losses: list[float]) -> float:
     """Without calibration: the likeliest meaning wins."""
     return 0.0
-
-
-def score(net, tokenizer, asked: list[measure.QuizQuestion]) -> list[Scores]:
-    """What each of the questions gives its meanings."""
-    replies = scoring.ask(net, tokenizer, [each.question for each in asked])
-    return [
-        {text: float(loss.sum()) for text, loss in zip(each.meanings, reply.losses, strict=True)}
-        for each, reply in zip(asked, replies, strict=True)
-    ]
-
-
-def neutral_losses(net, tokenizer, asked: list[measure.QuizQuestion]) -> dict[str, list[float]]:
-    """What each neutral question gives each meaning."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for scores in score(net, tokenizer, [each for each in asked if each.purpose == "neutral"]):
-        for text, loss in scores.items():
-            found[text].append(loss)
-    return found
 
 
 def accuracy(
@@ -110,30 +91,32 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"| model | neutral questions | taken together | {' | '.join(quiz.QUIZZES)} |")
     print(f"| --- | --- | --- |{' --- |' * len(quiz.QUIZZES)}")
-    neutral = {
-        who: neutral_losses(getattr(models, who), models.tokenizer, asked)
-        for who in ("baseline", "adapted")
-    }
     most = len(quiz.INVENTED)
-    for who, purpose, names in (
-        ("baseline", "item", quiz.QUIZZES),
-        ("baseline", "open book", (quiz.NEW, quiz.NEW_CLOSE)),
-        ("adapted", "item", quiz.QUIZZES),
-    ):
-        own = [each for each in asked if each.purpose == purpose]
-        scores = score(getattr(models, who), models.tokenizer, own)
-        for some, how, together in (
-            (0, "", nothing),
-            (1, "", mean_of_logs),
-            (2, "mean of likelihoods", measure.of_mean_likelihood),
-            (4, "mean of likelihoods", measure.of_mean_likelihood),
-            (most, "mean of likelihoods", measure.of_mean_likelihood),
-            (most, "mean of logs", mean_of_logs),
-        ):
-            cells = row(own, scores, neutral[who], some, together, names)
-            label = who if purpose == "item" else "baseline, told the meanings"
-            cells += [""] * (len(quiz.QUIZZES) - len(names))
-            print(f"| {label} | {some} | {how} | {' | '.join(cells)} |", flush=True)
+    kinds = [("item", "", quiz.QUIZZES)]
+    told = [("open book", ", told the meanings", (quiz.NEW, quiz.NEW_CLOSE))]
+    for who, asked_of_it in (("baseline", [*kinds, *told]), ("adapted", kinds)):
+        purposes = {"neutral", *(purpose for purpose, *_ in asked_of_it)}
+        questions = [each for each in asked if each.purpose in purposes]
+        net = getattr(models, who)
+        replies = scoring.ask(net, models.tokenizer, [each.question for each in questions])
+        sums = measure.sums_by_meaning(questions, replies)
+        neutral = measure.neutral_losses(questions, sums)
+        for purpose, told_it, names in asked_of_it:
+            pairs = [
+                pair for pair in zip(questions, sums, strict=True) if pair[0].purpose == purpose
+            ]
+            own, scores = [list(part) for part in zip(*pairs, strict=True)]
+            for some, how, together in (
+                (0, "", nothing),
+                (1, "", mean_of_logs),
+                (2, "mean of likelihoods", measure.of_mean_likelihood),
+                (4, "mean of likelihoods", measure.of_mean_likelihood),
+                (most, "mean of likelihoods", measure.of_mean_likelihood),
+                (most, "mean of logs", mean_of_logs),
+            ):
+                cells = row(own, scores, neutral, some, together, names)
+                cells += [""] * (len(quiz.QUIZZES) - len(names))
+                print(f"| {who}{told_it} | {some} | {how} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

@@ -164,18 +164,31 @@ class Judged:
     open_book_picks: dict[str, dict[Quiz, int]]
 
 
-def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: CHRF) -> Judged:
-    """What one model's replies to `quiz_questions` are worth."""
-    judged = Judged({}, {})
-    sums = [
+def sums_by_meaning(questions: list[QuizQuestion], replies: list[Reply]) -> list[dict[str, float]]:
+    """What each question gives its meanings: their negative log-likelihoods in nats."""
+    return [
         {text: float(loss.sum()) for text, loss in zip(asked.meanings, reply.losses, strict=True)}
         for asked, reply in zip(questions, replies, strict=True)
     ]
-    unasked: dict[str, list[float]] = defaultdict(list)
+
+
+def neutral_losses(
+    questions: list[QuizQuestion], sums: list[dict[str, float]]
+) -> dict[str, list[float]]:
+    """What each of the neutral questions gives a meaning, by meaning."""
+    losses: dict[str, list[float]] = defaultdict(list)
     for asked, scores in zip(questions, sums, strict=True):
         if asked.purpose == "neutral":
-            for text, score in scores.items():
-                unasked[text].append(score)
+            for text, loss in scores.items():
+                losses[text].append(loss)
+    return losses
+
+
+def judge(tokenizer, questions: list[QuizQuestion], replies: list[Reply], chrf: CHRF) -> Judged:
+    """What one model's replies to `quiz_questions` are worth."""
+    judged = Judged({}, {})
+    sums = sums_by_meaning(questions, replies)
+    unasked = neutral_losses(questions, sums)
     neutral = {text: of_mean_likelihood(of_each) for text, of_each in unasked.items()}
     for asked, scores, reply in zip(questions, sums, replies, strict=True):
         item = asked.item
