@@ -76,9 +76,9 @@ run() {
 # run_last python -m slang...: the same, as the last act of a wrapper. The shell becomes Python,
 # so that a signal sent to the wrapper reaches it.
 run_last() {
+  trap '' INT # as in python
   show "$@"
   shift
-  trap '' INT # as in python
   exec "$VENV/bin/python" "$@"
 }
 
