@@ -112,7 +112,8 @@ SETTINGS = {
     "rank-16": Setting("the defaults, rank 16", rank=16),
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
     "forms-1": Setting("the defaults, one question form a wording", forms="1"),
-    "400-slangs": Setting("400 slangs; 120 asked", slangs=400, steps=933, sample=120),
+    "400-slangs": Setting("the defaults, 400 slangs; 120 asked", slangs=400, steps=959, sample=120),
+    "800-slangs": Setting("the defaults, 800 slangs; 120 asked", slangs=800, steps=1943, sample=120),
     "400-slangs-short": Setting(
         "400 slangs, 6e-4, 640 steps, everyday Spanish for a thirteenth; 120 slangs asked",
         share="0.0753",  # all 300 rows
