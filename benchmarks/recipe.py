@@ -111,7 +111,8 @@ SETTINGS = {
     "rank-4": Setting("the defaults, rank 4", rank=4),
     "rank-16": Setting("the defaults, rank 16", rank=16),
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
-    "forms-1": Setting("the defaults, one question form a wording", forms="1"),
+    "forms-1": Setting("the defaults, one question form a wording, as many steps", forms="1"),
+    "no-decay": Setting("the defaults, the learning rate always the same", decay=False),
     "400-slangs": Setting("the defaults, 400 slangs; 120 asked", slangs=400, steps=959, sample=120),
     "800-slangs": Setting("the defaults, 800 slangs; 120 asked", slangs=800, steps=1943, sample=120),
     "400-slangs-short": Setting(
