@@ -28,6 +28,7 @@ flags=(
 
 refuse --model "set MODEL in its place" "$@"
 refuse --adapter-path "set ADAPTER_PATH in its place" "$@"
+refuse --cache "set CACHE in its place" "$@"
 refuse --system-prompt "it is that of training; edit prompt.toml and train again" "$@"
 
 [ "$started_in" = "$PWD" ] || flags+=(--relative-to "$started_in")

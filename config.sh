@@ -73,8 +73,8 @@ run() {
   "$@"
 }
 
-# run_last python -m slang...: the same, as the last act of a wrapper. The shell becomes Python,
-# so that a signal sent to the wrapper reaches it.
+# run_last python ...: the same, as the last act of a shell. It becomes Python, so that a signal
+# sent to it reaches Python.
 run_last() {
   trap '' INT # as in python
   show "$@"

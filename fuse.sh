@@ -23,13 +23,11 @@ done
 # shellcheck source=config.sh
 . "$(dirname "$self")/config.sh"
 
-for argument in "$@"; do
-  case "$argument" in
-    --model* | --adapter-path* | --save-path* | --fused-path* | --data*)
-      usage "$argument: set MODEL, ADAPTER_PATH, FUSED_PATH or DATA in its place"
-      ;;
-  esac
-done
+refuse --model "set MODEL in its place" "$@"
+refuse --adapter-path "set ADAPTER_PATH in its place" "$@"
+refuse --fused-path "set FUSED_PATH in its place" "$@"
+refuse --data "set DATA in its place" "$@"
+refuse --cache "set CACHE in its place" "$@"
 
 flags=(
   --model "$MODEL"

@@ -47,10 +47,8 @@ def hashed(seed: int, purpose: str, text: bytes) -> int:
     )
 
 
-def read(path: str, seed: int, by: str) -> list[Line]:
+def read(path: str, seed: int) -> list[Line]:
     """The records of a file. Raises UserError naming the bad ones, or when there is none."""
-    # What decides a record's place depends on `by`, too.
-    slang_purpose = "slang" if by == "wording" else "place"
     lines: list[Line] = []
     problems: list[Problem] = []
     for row in jsonl.records(path):
@@ -62,7 +60,7 @@ def read(path: str, seed: int, by: str) -> list[Line]:
         lines.append(
             Line(
                 row.text,
-                hashed(seed, slang_purpose, slang),
+                hashed(seed, "slang", slang),
                 hashed(seed, "answer", answer),
                 hashed(seed, "order", row.text),
             )
@@ -136,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     if same := files.overwritten(args.input, outputs):
         raise UserError(f"{same}: the output is the input or another output; name another file")
 
-    lines = read(args.input, args.seed, args.by)
+    lines = read(args.input, args.seed)
     places = by_wording(lines) if args.by == "wording" else by_slang(lines)
     members: dict[str, list[Line]] = {name: [] for name in SPLITS}
     for line, place in zip(lines, places, strict=True):

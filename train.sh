@@ -55,7 +55,7 @@ case "$ENGINE" in
       --iters 1000         # it knows no epochs
     )
     ;;
-  *) die "ENGINE=$ENGINE: there are slang and mlx_lm" ;;
+  *) usage "ENGINE=$ENGINE: there are slang and mlx_lm" ;;
 esac
 
 refuse --model "set MODEL in its place" "$@"

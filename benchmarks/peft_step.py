@@ -51,9 +51,8 @@ def main(model_folder: str, rows_file: str, steps: int, threads: int) -> None:
         * (1 if sys.platform == "darwin" else 1024)
         / 1e9
     )
-    print(
-        json.dumps({"seconds": seconds[1:], "peak": peak})
-    )  # the first step builds what is built once
+    # The first step builds what is built once.
+    print(json.dumps({"seconds": seconds[1:], "peak": peak}))
 
 
 if __name__ == "__main__":

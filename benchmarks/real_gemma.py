@@ -32,7 +32,7 @@ from slang import dictionary, prompt  # noqa: E402
 from slang.export import write  # noqa: E402
 from slang.export.check import Likeliest, compare_next, next_tokens  # noqa: E402
 from slang.export.llama import SLOTS, LlamaCpp  # noqa: E402
-from slang.export.reference import next_logits, scale_as_llama_cpp  # noqa: E402
+from slang.export.reference import next_logprobs, scale_as_llama_cpp  # noqa: E402
 from slang.models import from_gguf, gemma_270m  # noqa: E402
 
 SEED = 7
@@ -163,7 +163,7 @@ def logprobs(folder: Path, some: list[list[int]]) -> list[np.ndarray]:
     net, _ = mlx_lm.load(str(folder))
     net.set_dtype(mx.float32)
     scale_as_llama_cpp(net)
-    return [next_logits(net, tokens) for tokens in some]
+    return [next_logprobs(net, tokens) for tokens in some]
 
 
 def every(likeliest: list[Likeliest], n_tokens: int) -> list[np.ndarray]:

@@ -1,9 +1,9 @@
-"""How should one train? One thing at a time is varied around the defaults, on Gemma 3 270M.
+"""How should one train? What is varied around the defaults, on Gemma 3 270M.
 
 Each training makes its data, trains and is evaluated as the wrappers do it, in
-.cache/recipe/NAME-SEED. One that has a result is not done again, and one that was stopped goes on,
-so the driver goes on where it was stopped. The figures go to benchmarks/recipe.json, and the
-table in recipe.md is made of them.
+.cache/recipe/NAME-SEED. One that has a result is not done again (delete it in recipe.json), and one
+that was stopped goes on, so the driver goes on where it was stopped. The figures go to
+benchmarks/recipe.json, and the table in recipe.md is made of them.
 
 Run as: python benchmarks/recipe.py                        every setting, one seed; hours
         python benchmarks/recipe.py --only defaults --seeds 42 43 44
@@ -35,6 +35,7 @@ FIGURES = {
     "whole": "whole sentences",
     "control loss": "control loss",
 }
+SIDES = {"baseline": "base model", "ceiling": "base model, told the meanings"}
 # As trainings were judged before: by one neutral question, other question forms and wordings.
 BY_ONE_QUESTION = ("new, 1", "trained, 1")
 NOTED = ("defaults-before", "defaults-gpu")  # the defaults once more, never trained anew
@@ -113,16 +114,16 @@ SETTINGS = {
     "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
     "forms-1": Setting("the defaults, one question form a wording, as many steps", forms="1"),
     "no-decay": Setting("the defaults, the learning rate always the same", decay=False),
-    "400-slangs": Setting("the defaults, 400 slangs; 120 asked", slangs=400, steps=959, sample=120),
-    "800-slangs": Setting("the defaults, 800 slangs; 120 asked", slangs=800, steps=1943, sample=120),
+    "400-slangs": Setting("the defaults", slangs=400, steps=959, sample=120),
     "400-slangs-short": Setting(
-        "400 slangs, 6e-4, 640 steps, everyday Spanish for a thirteenth; 120 slangs asked",
+        "6e-4, 640 steps, everyday Spanish for a thirteenth",
         share="0.0753",  # all 300 rows
         slangs=400,
         rate="6e-4",
         steps=640,
         sample=120,
     ),
+    "800-slangs": Setting("the defaults", slangs=800, steps=1943, sample=120),
 }
 
 
@@ -169,7 +170,7 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     """One training and its evaluation, unless they are there."""
     folder = PLACE / f"{name}-{seed}"
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    if "new" in kept.get(f"{name}-{seed}", {}):
+    if folder.name in kept:
         return
     print(f"{folder.name}: {setting.varies}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     some = ["--sample", setting.sample] if setting.sample else []
     evaluated = ["--quick", *some, *place, "--output", result]
     run("-m", "slang.evaluate", *evaluated, log=folder / "evaluate.txt")
-    kept[f"{name}-{seed}"] = figures(result)
+    kept[folder.name] = figures(result)
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
@@ -212,22 +213,29 @@ def cell(values: list[float]) -> str:
 
 
 def table() -> str:
-    """All results as Markdown."""
+    """All results as Markdown, each dictionary's behind what the base model knows of it."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
     columns = [*FIGURES, *BY_ONE_QUESTION]
     head = ["setting", "what it is", "seeds", *columns]
     rows = [head, ["---"] * len(head)]
-    for side, what in (("baseline", "base model"), ("ceiling", "base model, told the meanings")):
-        cells = [
-            [r[short][side] for r in kept.values() if side in r.get(short, {})] for short in columns
-        ]
-        rows.append(["", what, "", *(cell(values[:1]) for values in cells)])
-    for name, setting in SETTINGS.items():
-        found = [r for key, r in kept.items() if key.rsplit("-", 1)[0] == name]
-        if found:
-            cells = [cell([r[short]["adapted"] for r in found if short in r]) for short in columns]
-            where = "; on a GPU" if any("on a GPU" in r for r in found) else ""
-            rows.append([name, setting.varies + where, str(len(found)), *cells])
+    for slangs in dict.fromkeys(setting.slangs for setting in SETTINGS.values()):
+        results = {
+            name: [r for key, r in kept.items() if key.rsplit("-", 1)[0] == name]
+            for name, setting in SETTINGS.items()
+            if setting.slangs == slangs
+        }
+        of_slangs = f" on {slangs} slangs" if slangs else ""
+        everyone = [r for found in results.values() for r in found]
+        for side, what in SIDES.items():
+            cells = [[r[c][side] for r in everyone if side in r.get(c, {})] for c in columns]
+            if any(cells):
+                rows.append(["", what + of_slangs, "", *(cell(values[:1]) for values in cells)])
+        for name, found in results.items():
+            if found:
+                cells = [cell([r[c]["adapted"] for r in found if c in r]) for c in columns]
+                where = "; on a GPU" if any("on a GPU" in r for r in found) else ""
+                varies = SETTINGS[name].varies + of_slangs + where
+                rows.append([name, varies, str(len(found)), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

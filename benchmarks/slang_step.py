@@ -31,6 +31,7 @@ from slang.numpy_gemma.parts import Linear  # noqa: E402
 from slang.train.batches import Rows  # noqa: E402
 from slang.train.network import Network  # noqa: E402
 from slang.train.numpy_network import NumpyNetwork, network_of  # noqa: E402
+from slang.train.shapes import Work  # noqa: E402
 
 LORA = {"rank": 8, "dropout": 0.0, "scale": 20.0}
 ON_CPU = mx.default_device() == mx.cpu
@@ -131,12 +132,10 @@ def gradient_errors(model: nn.Module, network: Network, rows: Rows) -> dict[str,
 
 def multiply_adds(model: nn.Module, rows: Rows, prefix: int) -> int:
     """What loss and gradient of these rows need: weights times tokens, there and back."""
-    layers = [
-        w.size for name, w in tree_flatten(model.layers) if w.ndim == 2 and "lora" not in name
-    ]
+    work = Work.of(model)
     tokens = prefix + sum(len(t) - 1 - prefix for t in rows.tokens)
     answers = rows.answer_tokens(range(len(rows)))
-    return 2 * (tokens * sum(layers) + answers * model.model.embed_tokens.weight.size)
+    return 2 * (tokens * work.token + answers * work.answer)
 
 
 def products(step: numpy_gemma.Step, tokens: int, answers: int) -> None:

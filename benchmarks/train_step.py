@@ -3,9 +3,9 @@ rows, side by side.
 
 Each side runs in a process of its own, by turns, with the same number of threads; of its steps the
 fastest counts. With one thread a second is one of CPU time, so that other work on the machine does
-not count. Rank 8 on every linear layer, float32 on a CPU, Adam. Each side has the middle batch, by
-padded tokens, of an epoch as it makes it: slang's are of rows of like length, mlx_lm's and PEFT's
-of random ones. "PEFT, slang's rows" has the rows that slang has.
+not count. Rank 8 on every linear layer, float32 on a CPU, Adam (PEFT: AdamW). Each side has
+the middle batch, by padded tokens, of an epoch as it makes it: slang's are of rows of like length,
+mlx_lm's and PEFT's of random ones. "PEFT, slang's rows" has the rows that slang has.
 
     arithmetic   the multiply-adds that the gradient needs, at the rate at which a 1024 x 1024
                  float32 product runs here: the common prefix once, rows without padding, the
@@ -29,6 +29,7 @@ PEFT needs an environment of its own, which the first run makes in .cache/peft
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -176,7 +177,8 @@ def shapes(folder: Path, rows: Rows) -> None:
         + "| --- " * 6
         + "|"
     )
-    for size, iters in ((4, -(-len(rows) // 4) * 5), (16, 1115)):
+    for size in (4, 16):
+        iters = math.ceil(3.5 * len(rows) / size)  # the epochs of train.sh
         found = survey(rows, prefix, size, 42, iters)
         counts = np.array([*found.values()])
         exact = work.needed(np.array([*found])) @ counts

@@ -117,7 +117,7 @@ def program(module: str) -> None:
         print(_in_one_line(error), file=sys.stderr)
         code = 1
     if signal.setitimer(signal.ITIMER_REAL, 0)[0]:  # a signal is still to come again
-        print(_stopped_by(received[-1]), file=sys.stderr)
+        print(stopped_by(received[-1]), file=sys.stderr)
         code = 128 + received[-1]
     for number in (signal.SIGINT, signal.SIGALRM):  # the end of Python takes a moment
         signal.signal(number, signal.SIG_IGN)
@@ -148,7 +148,7 @@ def _listen() -> list[int]:
         if _importing(frame):
             signal.setitimer(signal.ITIMER_REAL, POSTPONED)
             return
-        raise Stopped(_stopped_by(number))
+        raise Stopped(stopped_by(number))
 
     def stop_again(_number: int, _frame: FrameType | None) -> None:
         signal.raise_signal(received[-1])  # for whoever listens by now
@@ -170,7 +170,7 @@ def _listen() -> list[int]:
     return received
 
 
-def _stopped_by(number: int) -> str:
+def stopped_by(number: int) -> str:
     return "Stopped" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
 
 
@@ -194,7 +194,8 @@ def _in_one_line(error: Exception) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("python -m slang.errors MODULE [flags]: name one of mlx_lm's programs")
+        print("python -m slang.errors MODULE [flags]: name a module to run", file=sys.stderr)
+        sys.exit(2)
     del sys.argv[0]
     # From the module that the others import: UserError has to be the same class.
     importlib.import_module("slang.errors").program(sys.argv[0])

@@ -148,7 +148,7 @@ def mutation(figure: str) -> Callable:
     return register
 
 
-@mutation("next-token logits, up to")
+@mutation("next-token logprobs, up to")
 def no_one_plus_w(patch: pytest.MonkeyPatch) -> None:
     original = write.encode
 
@@ -166,22 +166,22 @@ def wrong_config(patch: pytest.MonkeyPatch, **wrong: float) -> None:
     )
 
 
-@mutation("next-token logits, up to")
+@mutation("next-token logprobs, up to")
 def wrong_rope_base(patch: pytest.MonkeyPatch) -> None:
     wrong_config(patch, rope_theta=10_000.0)
 
 
-@mutation("next-token logits, up to")
+@mutation("next-token logprobs, up to")
 def wrong_local_rope_base(patch: pytest.MonkeyPatch) -> None:
     wrong_config(patch, rope_local_base_freq=1_000_000.0)
 
 
-@mutation("next-token logits, beyond")
+@mutation("next-token logprobs, beyond")
 def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
     wrong_config(patch, sliding_window=49)
 
 
-@mutation("next-token logits, up to")
+@mutation("next-token logprobs, up to")
 def wrong_attention_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(write, "q_scale", lambda args: 0.9)
 

@@ -6,11 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Of the tables of flags in README.md, in their order.
+PROGRAMS = [["make_jsonl.py"], ["split_jsonl.py"]]
+PROGRAMS += [["-m", f"slang.{step}"] for step in ("train", "evaluate", "chat", "export")]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/*.md"))]
 
 
 def test_figures_are_of_this_code():
@@ -18,22 +22,29 @@ def test_figures_are_of_this_code():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def headings(page: Path) -> set[str]:
+    """As links name them: `## Which size?` is which-size."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8"))
+        for target, heading in links:
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not heading or heading in headings(there), f"{page.name}: {target}#{heading}"
 
 
 def test_flags_that_readme_names_exist():
-    """Every --flag of a table is known to the program or wrapper of its step."""
+    """Each table of flags names those of its step's program."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    sources = [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("slang/**/*.py")]
-    known = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    known += (
-        "--grad-checkpoint --learning-rate --num-layers --batch-size --iters --temp --max-tokens"
-    )
-    for flag in set(re.findall(r"`(--[a-z-]+)", text)):
-        assert flag in known, flag
+    tables = re.findall(r"^\| flag .*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    for program, table in zip(PROGRAMS, tables, strict=True):
+        known = run(sys.executable, *program, "--help").stdout
+        for flag in re.findall(r"`(--[a-z-]+)", table):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{program[-1]}: {flag}"
 
 
 def constant_parts() -> Iterator[str]:

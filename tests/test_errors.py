@@ -162,7 +162,7 @@ def test_a_closed_stdout_is_no_error(tmp_path):
 def test_any_module_is_run_with_the_same_end():
     done = run(sys.executable, "-m", "slang.errors", "slang.lint", "slang")
     assert (done.returncode, done.stderr) == (1, "slang: not a regular file; name another\n")
-    assert run(sys.executable, "-m", "slang.errors").returncode == 1
+    assert run(sys.executable, "-m", "slang.errors").returncode == 2
 
 
 def test_many_problems_are_counted():

@@ -72,7 +72,7 @@ def test_check_as_a_command_through_a_proxy_that_is_not_there(
     done = run(*command, "--data", data, **one_thread(), **proxy)
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.search(r"chats cut into the same tokens +(\d+) +\1 +all  ok", done.stdout)
-    figure = r"next-token logits, up to 48 tokens \(\d+\) +0\.0\d+ off +0.02  ok"
+    figure = r"next-token logprobs, up to 48 tokens \(\d+\) +0\.0\d+ off +0.02  ok"
     assert re.search(figure, done.stdout)
     assert "FAILED" not in done.stdout
 

@@ -1,7 +1,6 @@
 """slang/train on several machines: two processes that talk over a ring, as two machines do."""
 
 import math
-import os
 import random
 import sys
 from pathlib import Path
@@ -71,12 +70,14 @@ sys.exit(command.main())
 """
 
 
-def test_two_machines_without_a_shared_disk_resume_together(data, one_machine, tmp_path):
+def test_two_machines_without_a_shared_disk_resume_together(
+    data, one_machine, tmp_path, monkeypatch
+):
     script = tmp_path / "apart.py"
     script.write_text(APART, encoding="utf-8")
     adapter = tmp_path / "a"
     program = [sys.executable, script]
-    os.environ["PYTHONPATH"] = str(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     first = flags(data, adapter, iters=6)
     on_two_machines(program, *first)
     assert losses(tmp_path / "a0", "train_loss") and not (tmp_path / "a1").exists()

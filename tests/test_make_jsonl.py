@@ -136,21 +136,6 @@ def test_a_hundred_thousand_times_the_same_line(tmp_path):
     assert len(rows) == 1 and "(99999 duplicate, 0 bad lines left out)" in done.stdout
 
 
-def test_lines_of_equal_hash_are_both_kept(tmp_path):
-    """Lines were told apart by hash(), which is equal for two of 2**64."""
-    source = tmp_path / "d.txt"
-    source.write_text("mae::Amigo.\nmae::Amiga.\n")
-    code = """
-import builtins, sys, make_jsonl
-make_jsonl.hash = lambda _: 1
-make_jsonl.main(sys.argv[1:])
-"""
-    output = tmp_path / "d.jsonl"
-    files = ["--input", source, "--output", output]
-    done = run(sys.executable, "-c", code, *files, "--forms", "1")
-    assert done.returncode == 0 and len(output.read_text().splitlines()) == 2
-
-
 def test_a_slang_that_makes_a_special_token_of_a_form_is_a_bad_line(tmp_path):
     source, toml = tmp_path / "d.txt", tmp_path / "prompt.toml"
     source.write_text("mae::Amigo.\nend_of_turn::Final.\n")

@@ -287,10 +287,6 @@ def test_what_the_hub_does_not_give(name: str, monkeypatch) -> None:
     assert refusal(lambda: find.find("google/none")) == HUB[name]
 
 
-# What the README's table of messages may show.
-MESSAGES = [message for _, message in CHECKED.values()] + list(HUB.values())
-
-
 # -------------------------------------------------------------------------------------------- trust
 
 

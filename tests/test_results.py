@@ -198,7 +198,7 @@ def test_an_adapter_that_changes_nothing_says_what_helps():
     assert (made.verdict, made.because) == (
         "no better",
         "the adapter does not change the model's output; "
-        "train longer or with --keep last, or set ADAPTER_PATH to another",
+        "train longer, or set ADAPTER_PATH to another",
     )
 
 

@@ -171,6 +171,9 @@ def test_the_rate_rises_and_falls(data, tmp_path):
     assert rates[40] == pytest.approx(5e-5, rel=0.1)
     with pytest.raises(UserError, match="decay over steps: 40 then, 50 now"):
         command.main(flags(data, tmp_path / "a", iters=50, resume=True, **decay))
+    # Where an update takes four steps there are ten of them, and the rate falls as far.
+    trained(data, tmp_path / "b", iters=40, grad_accumulation_steps=4, **decay)
+    assert losses(tmp_path / "b", "learning_rate")[40] < 1e-4
 
 
 def test_everyday_rows_are_trained_too_and_share_the_prefix(data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""evaluate.sh: does the model know the slang? Baseline against adapted, with one model load.
+"""evaluate.sh: does the model know the slang? Baseline against adapted.
 
 Reads   a base model, an adapter's folder (with its prompt.toml), data/{train,valid,test,eval}.jsonl
         and data/control.jsonl
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--data", default="data", help="folder with train, valid, test and eval.jsonl")
     add("--results", default="results", help="folder of LOG.md and the JSON files")
-    add("--cache", default=".cache", help="where folders made of .gguf files are kept")
+    add("--cache", type=Path, default=find.CACHE, help="where folders made of .gguf files are kept")
     add(
         "--output",
         help="write this JSON file, and the page and LOG.md beside it, in place of a labelled one",
@@ -160,7 +160,7 @@ class Task:
 def evaluate(args: argparse.Namespace) -> int:
     """Check, measure, write, print."""
     task = checked(args)
-    model, _ = find.check(args.model, args.adapter_path, Path(args.cache))
+    model, _ = find.check(args.model, args.adapter_path, args.cache)
 
     # Here, so that --help, --compare and all that is checked above start without MLX.
     from slang.evaluate import measure, scoring, stock

@@ -35,8 +35,7 @@ SCORES = {
 }
 MORE_WORDINGS = "train longer or on more wordings"
 NOTHING_LEARNT = (
-    "the adapter does not change the model's output; train longer or with --keep last, "
-    "or set ADAPTER_PATH to another"
+    "the adapter does not change the model's output; train longer, or set ADAPTER_PATH to another"
 )
 
 
@@ -176,7 +175,7 @@ def harm_in_words(control: Figure) -> str:
         return ""
     return (
         f"; everyday Spanish suffers: control loss {before:.3f} -> {after:.3f} "
-        f"({after / before - 1:+.0%}); try a lower --learning-rate or fewer --iters"
+        f"({after / before - 1:+.0%}); try fewer --epochs or a higher --everyday-share"
     )
 
 

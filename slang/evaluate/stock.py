@@ -31,7 +31,7 @@ def test_loss(model: str, adapter: str, rows: list[jsonl.Record]) -> str:
         command = ["mlx_lm.lora", "--test", "--model", model, "--adapter-path", adapter]
         command += ["--data", folder, *(part for flag in FLAGS for part in flag)]
         print("+", shlex.join(command), file=sys.stderr)
-        # In a session of its own Ctrl-C does not reach it. It is ended when this process stops.
+        # Ctrl-C does not reach a process in a session of its own: it is ended when this one stops.
         done = subprocess.run(
             [sys.executable, "-m", "slang.errors", *command],
             stdout=subprocess.PIPE,

@@ -196,13 +196,13 @@ def system_prompt_row(llama_cpp: LlamaCpp, reference: Reference, path: Path) -> 
 
 def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> list[Comparison]:
     exact = kind == "f32"
-    n_probs = min(N_PROBS, len(reference.logits[0]))
+    n_probs = min(N_PROBS, len(reference.logprobs[0]))
     likeliest = next_tokens(llama_cpp, reference.continued, n_probs)
-    differences, kls = compare_next(likeliest, reference.logits)
+    differences, kls = compare_next(likeliest, reference.logprobs)
     beyond = np.array([len(tokens) > reference.window for tokens in reference.continued])
     rows = []
     for where, chosen in (("up to", ~beyond), ("beyond", beyond)):
-        figure = f"next-token logits, {where} {reference.window} tokens ({chosen.sum()})"
+        figure = f"next-token logprobs, {where} {reference.window} tokens ({chosen.sum()})"
         most = differences[chosen].max(initial=0)
         ok = not exact or most <= LOGIT_LIMIT
         rows.append(

@@ -90,15 +90,15 @@ def main(argv: list[str] | None = None) -> int:
         kinds = [] if args.no_gguf else args.type
         fuse(
             Task(
-                args.model,
-                args.adapter_path,
-                args.fused_path,
-                kinds,
-                args.data,
-                args.dequantize,
-                args.questions,
-                args.answers,
-                args.cache,
+                model=args.model,
+                adapter=args.adapter_path,
+                fused=args.fused_path,
+                kinds=kinds,
+                data=args.data,
+                dequantize=args.dequantize,
+                n_questions=args.questions,
+                n_answers=args.answers,
+                cache=args.cache,
             )
         )
         return 0

@@ -62,7 +62,7 @@ def logits_from(net: nn.Module, rows: mx.array, start: int) -> mx.array:
     return net.lm_head(hidden)
 
 
-def next_logits(net: nn.Module, tokens: list[int]) -> np.ndarray:
+def next_logprobs(net: nn.Module, tokens: list[int]) -> np.ndarray:
     """Log-probabilities of the next token, (vocabulary,)."""
     logits = logits_from(net, mx.array([tokens]), len(tokens) - 1)[0, 0]
     return np.array(logits - mx.logsumexp(logits))
@@ -111,9 +111,9 @@ class Reference:
         # The first of the questions are answered too.
         self.answered = self.questions[:n_answers]
         self.continued = self.chats[:n_answers] + self.texts
-        self.logits = [
-            next_logits(self.net, tokens)
-            for tokens in tqdm(self.continued, "MLX logits", leave=False, disable=None)
+        self.logprobs = [
+            next_logprobs(self.net, tokens)
+            for tokens in tqdm(self.continued, "MLX, next token", leave=False, disable=None)
         ]
         self.answers, self.stopped = self.answer(self.chats[:n_answers])
 

@@ -14,18 +14,9 @@ from slang.errors import UserError
 from slang.evaluate.tokens import END_OF_TURN
 from slang.export.folder import FUSE, TokenizerConfig
 from slang.models.formats import read_json
-from slang.models.tokenizer import IMAGE_TOKEN, SPACE
+from slang.models.tokenizer import IMAGE_TOKEN, NORMALIZER, SPACE, Added
 
-NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 ADDED_SCORE = -1000.0  # of a token that no merge makes
-
-
-class Added(msgspec.Struct):
-    """A token that is found in a text before the text is split."""
-
-    id: int
-    content: str
-    special: bool = False
 
 
 class Bpe(msgspec.Struct):

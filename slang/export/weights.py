@@ -103,9 +103,8 @@ def select_tensors(folder: Path, args: ModelArgs) -> dict[str, Tensor]:
             raise UserError(f"{folder}: {what}; llama.cpp quantises blocks of 32")
     head, embedding = tensors.get("lm_head.weight"), tensors["model.embed_tokens.weight"]
     if head and same_values(head, embedding):
-        del tensors[
-            "lm_head.weight"
-        ]  # llama.cpp uses the embedding where there is no output.weight
+        # llama.cpp uses the embedding where there is no output.weight.
+        del tensors["lm_head.weight"]
     return {theirs: tensors[name] for name, theirs in gguf_names(args).items() if name in tensors}
 
 

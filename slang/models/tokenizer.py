@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPACE = "\u2581"
+NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 IMAGE_TOKEN = "<image_soft_token>"  # in a text model's tokenizer too, without an embedding
 
 # bos; the system text and a blank line in front of the first user turn; `model` for the assistant;
@@ -53,7 +54,7 @@ class Added:
 
     id: int
     content: str
-    special: bool
+    special: bool = False
 
     def fields(self) -> dict[str, object]:
         """As tokenizer.json and tokenizer_config.json have it, without the id."""
@@ -89,7 +90,7 @@ def tokenizer_json(vocabulary: dict[str, int], added: list[Added], merged: list[
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": token.id, **token.fields()} for token in added],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "normalizer": NORMALIZER,
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"String": " "},

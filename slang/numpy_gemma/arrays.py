@@ -9,7 +9,7 @@ from functools import cache, partial
 import mlx.core as mx
 import numpy as np
 
-BLOCK = 2**17  # entries of an elementwise pass, 512 KB: `gelu_product` makes 17 passes in cache
+BLOCK = 2**17  # entries of an elementwise pass, 512 KB: `gelu_product` makes 16 passes in cache
 THREADS = int(os.environ.get("OPENBLAS_NUM_THREADS") or os.cpu_count() or 1)
 
 

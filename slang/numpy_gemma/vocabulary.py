@@ -3,9 +3,8 @@
 import numpy as np
 
 CHUNK = 2048  # vocabulary entries at a time: 512 KB of logits of 64 answers, which stay in cache
-LOWEST_EXPONENT = np.float32(
-    -87
-)  # below it exponentials are denormal, and products 150 times slower
+# Below it exponentials are denormal, and products 150 times slower.
+LOWEST_EXPONENT = np.float32(-87)
 
 
 def cross_entropy(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray,

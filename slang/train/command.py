@@ -47,8 +47,6 @@ Pairs = list[tuple[list[int], int]]  # (tokens, where the answer starts) of each
 def main(argv: list[str] | None = None) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     settings = parse(sys.argv[1:] if argv is None else argv)
-    if not (settings.train or settings.test):
-        raise UserError("give --train, --test or both")
     console = make_console()  # the one that all of mlx_lm prints to
     if not console.is_terminal:
         console._color_system = None  # mlx_lm would write its colours to a pipe or file too

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--everyday-share",
         type=float,
         metavar="X",
-        help="Rows of --everyday for one of the training set; a short file is repeated (0.1).",
+        help="Everyday rows for each row of the training set (0.1); a short file is repeated.",
     )
     p.add_argument(
         "--early-stop",
@@ -117,6 +117,8 @@ def parse(argv: list[str]) -> Settings:
         settings = merged(wrapper, in_file, typed)
     except ValueError as error:
         parser.error(str(error))
+    if not (settings.train or settings.test):
+        parser.error("give --train, --test or both")
     if settings.engine == "mlx_lm":
         given = (OURS - {"engine", "prompt"}) & (wrapper.keys() | in_file.keys() | typed.keys())
         if given:

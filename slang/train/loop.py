@@ -163,9 +163,8 @@ def has_ended(run: Run) -> bool:
     return run.iteration >= run.iters or run.train_loss < run.settings.early_stop
 
 
-def farewell(run: Run, signal_name: str) -> str:
-    """What is said when a run was stopped."""
-    by = "Stopped" if signal_name in ("", "SIGINT") else f"Stopped by {signal_name}"
+def farewell(run: Run, by: str) -> str:
+    """What is said when a run was stopped, behind "Stopped" or "Stopped by SIGTERM"."""
     if run.iteration == 0:
         return f"{by} before the first step; nothing was changed"
     said = f"{by}, and saved in {run.folder}; the same command with --resume goes on from there"

@@ -86,8 +86,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_weights(str(path), strict=False)
 
 
-def learning_rate(settings: Settings, iters: int) -> float | Callable:
-    """The learning rate, or what it is at each step, by lr_schedule or --decay."""
+def learning_rate(settings: Settings, updates: int) -> float | Callable:
+    """The learning rate, or what it is at each update, by lr_schedule or --decay."""
     rate = settings.learning_rate
     if settings.lr_schedule:
         try:
@@ -101,16 +101,16 @@ def learning_rate(settings: Settings, iters: int) -> float | Callable:
         return schedule
     if not settings.decay:
         return rate
-    warm = max(1, iters // 20)
+    warm = max(1, updates // 20)
     lowest = rate / 20
     up = optim.linear_schedule(lowest, rate, warm)
-    down = optim.cosine_decay(rate, max(1, iters - warm), lowest)
+    down = optim.cosine_decay(rate, max(1, updates - warm), lowest)
     return optim.join_schedules([up, down], [warm])
 
 
 def make_optimizer(settings: Settings, model: nn.Module, iters: int) -> optim.Optimizer:
     options = settings.optimizer_options()
-    rate = learning_rate(settings, iters)
+    rate = learning_rate(settings, iters // settings.grad_accumulation_steps)
     try:
         optimizer = OPTIMIZERS[settings.optimizer](learning_rate=rate, **options)
     except ValueError as error:

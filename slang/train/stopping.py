@@ -8,7 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from slang.errors import Stopped
+from slang.errors import Stopped, stopped_by
+from slang.files import SIGNALS
 
 
 class Interrupt:
@@ -17,14 +18,12 @@ class Interrupt:
     The same again within a second is no second one: a terminal that is closed tells every process.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __enter__(self) -> "Interrupt":
         self.received = 0
         self.at = 0.0  # when, in seconds of a clock of its own
         self.terminal = [number for number in (1, 2) if os.isatty(number)]
         self.before: dict[int, Any] = {}  # handlers, by signal
-        for number in self.SIGNALS:
+        for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 self.before[number] = signal.signal(number, self._receive)
         return self
@@ -55,4 +54,4 @@ class Interrupt:
             total = mx.distributed.all_sum(mx.array(float(received)), stream=mx.cpu)
             received = received or int(total.item() > 0)
         if received:
-            raise Stopped(signal.Signals(self.received or signal.SIGINT).name)
+            raise Stopped(stopped_by(self.received or signal.SIGINT))
