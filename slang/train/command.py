@@ -34,7 +34,7 @@ from slang.models.load import load
 from slang.train import mlx_lm_engine
 from slang.train.batches import Rows, prefix_before_answers, steps_per_epoch
 from slang.train.checkpoint import ADAPTER, MAY_CHANGE, Run
-from slang.train.flags import parse
+from slang.train.flags import build_parser, parse
 from slang.train.loop import evaluate, train
 from slang.train.model import add_adapter, fingerprint, make_optimizer, perplexity
 from slang.train.network import Network, PlainNetwork
@@ -47,6 +47,8 @@ Pairs = list[tuple[list[int], int]]  # (tokens, where the answer starts) of each
 def main(argv: list[str] | None = None) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     settings = parse(sys.argv[1:] if argv is None else argv)
+    if not (settings.train or settings.test):
+        build_parser().error("give --train, --test or both")
     console = make_console()  # the one that all of mlx_lm prints to
     if not console.is_terminal:
         console._color_system = None  # mlx_lm would write its colours to a pipe or file too
@@ -189,10 +191,9 @@ def train_model(
     sets = [rows, valid] if valid else [rows]
     if not all(len(some) for some in sets):
         raise UserError(f"{settings.data}: no row has an answer within --max-seq-length {length}")
-    per_epoch = steps_per_epoch(rows, batch_size)
     iters = settings.iters or 1000
     if settings.epochs:
-        iters = max(1, math.ceil(settings.epochs * per_epoch))
+        iters = max(1, math.ceil(settings.epochs * steps_per_epoch(rows, batch_size)))
     if settings.grad_accumulation_steps > iters:
         flag = f"--grad-accumulation-steps {settings.grad_accumulation_steps}"
         raise UserError(f"{flag}: more than the {count(iters, 'step')}, so none would be taken")
@@ -209,17 +210,7 @@ def train_model(
         print_lora_run_header(make_console(), types.SimpleNamespace(**header))
     print_trainable_parameters(model)
     if isinstance(network, Network):
-        more = f", {n_everyday} of them everyday language" if n_everyday else ""
-        if n_everyday > len(everyday):
-            more += f" (the {len(everyday)} rows of {settings.everyday}, again and again)"
-        steps = f"{count(iters, 'step')} of {count(min(batch_size, len(rows)), 'row')}"
-        rprint(f"{steps}: {iters / per_epoch:.1f} epochs of the {len(rows)} rows{more}")
-        prefix = len(network.prefix)
-        shared = f"their first {prefix} tokens, which are computed once per batch"
-        rprint(f"{len(rows)} rows share {shared}")
-        if settings.lora_parameters and settings.lora_parameters.dropout:
-            same = "with the same gradient on average"
-            rprint(f"Dropout: a batch's rows share its noise on the common prefix, {same}")
+        announce(settings, iters, rows, everyday, n_everyday, len(network.prefix))
     else:
         rprint(f"Computing all positions: {all_positions_because(settings, model)}")
         if settings.grad_checkpoint:
@@ -245,6 +236,24 @@ def train_model(
         model.load_weights(list(run.best.items()), strict=False)
     if leader:
         print(summary(run))
+
+
+def announce(
+    settings: Settings, iters: int, rows: Rows, everyday: Rows, n_everyday: int, prefix: int
+) -> None:
+    """Print what is gone through, and what is computed once for all rows."""
+    batch_size = min(settings.batch_size, len(rows))
+    steps = f"{count(iters, 'step')} of {count(batch_size, 'row')}"
+    epochs = iters / steps_per_epoch(rows, settings.batch_size)
+    more = f", {n_everyday} of them everyday language" if n_everyday else ""
+    if n_everyday > len(everyday):
+        more += f" (the {len(everyday)} rows of {settings.everyday}, again and again)"
+    rprint(f"{steps}: {epochs:.1f} epochs of the {len(rows)} rows{more}")
+    shared = f"their first {prefix} tokens, which are computed once per batch"
+    rprint(f"{len(rows)} rows share {shared}")
+    if settings.lora_parameters and settings.lora_parameters.dropout:
+        same = "with the same gradient on average"
+        rprint(f"Dropout: a batch's rows share its noise on the common prefix, {same}")
 
 
 def summary(run: Run) -> str:

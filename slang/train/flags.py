@@ -117,8 +117,6 @@ def parse(argv: list[str]) -> Settings:
         settings = merged(wrapper, in_file, typed)
     except ValueError as error:
         parser.error(str(error))
-    if not (settings.train or settings.test):
-        parser.error("give --train, --test or both")
     if settings.engine == "mlx_lm":
         given = (OURS - {"engine", "prompt"}) & (wrapper.keys() | in_file.keys() | typed.keys())
         if given:

@@ -12,7 +12,17 @@ import importlib.util
 import re
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import yaml
@@ -199,68 +209,107 @@ def from_yaml(path: str, loader: type) -> dict[str, Any]:
     return {str(name): value for name, value in found.items() if value is not None}
 
 
-def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
-    """The settings of three sources, the later ones over the earlier, over mlx_lm's defaults.
+class Sources(NamedTuple):
+    """Where settings come from, the later ones over the earlier.
 
     wrapper  flags that train.sh gives by itself
     in_file  of the YAML file, whose name is in `typed` or `wrapper` as "config"
     typed    flags that a person typed
+    """
+
+    wrapper: dict
+    in_file: dict
+    typed: dict
+
+    @property
+    def file(self) -> str | None:
+        """The name of the YAML file."""
+        return {**self.wrapper, **self.typed}.get("config")
+
+    def values(self) -> dict[str, Any]:
+        """All of them in one."""
+        values: dict[str, Any] = {}
+        for layer in self:
+            # Steps win over passes, but only over those of the same source or an earlier one.
+            if layer.get("iters") is not None:
+                values.pop("epochs", None)
+            elif layer.get("epochs") is not None:
+                values.pop("iters", None)
+            values.update(layer)
+        if values.get("iters") is not None:
+            values.pop("epochs", None)
+        return values
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raises UserError where a setting stands in the file, ValueError where it is a flag."""
+        top = name.split(".")[0]
+        if top in self.in_file and top not in self.typed:
+            raise UserError(f"{self.file}: {name}{problem}")
+        raise ValueError(f"{flag(name)}{problem}")
+
+
+def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
+    """The settings of three sources (see Sources), over mlx_lm's defaults.
+
     Raises UserError where one of the file can't be, ValueError where a flag can't be.
     """
-    file = {**wrapper, **typed}.get("config")
+    sources = Sources(wrapper, in_file, typed)
+    need_right_source(sources)
+    values = sources.values()
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        refuse_value(str(error), values, sources)
+    need_sense(settings, sources)
+    return settings
+
+
+def need_right_source(sources: Sources) -> None:
+    """Raises UserError where the file holds what is set elsewhere, ValueError where a flag does."""
+    wrapper, in_file, typed = sources
     refused = {name: f"{owner} decides it" for name, owner in OWNERS.items() if name in wrapper}
     refused["config"] = "a file names no other"
     if wrapper.get("train") and in_file.get("train") is False:
         refused["train"] = "train.sh trains"
     for name, why in refused.items():
         if name in in_file:
-            raise UserError(f"{file}: {name}: take it out; {why}")
+            raise UserError(f"{sources.file}: {name}: take it out; {why}")
     if in_file.get("lr_schedule") and (clash := {"learning_rate", "decay"} & set(typed)):
-        raise ValueError(f"{flag(min(clash))}: {file} has an lr_schedule; leave one of them out")
-    values: dict[str, Any] = {}
-    for layer in (wrapper, in_file, typed):
-        # Steps win over passes, but only over those of the same source or an earlier one.
-        if layer.get("iters") is not None:
-            values.pop("epochs", None)
-        elif layer.get("epochs") is not None:
-            values.pop("iters", None)
-        values.update(layer)
-    if values.get("iters") is not None:
-        values.pop("epochs", None)
+        problem = f"{sources.file} has an lr_schedule; leave one of them out"
+        raise ValueError(f"{flag(min(clash))}: {problem}")
 
-    def refuse(name: str, problem: str) -> None:
-        top = name.split(".")[0]
-        if top in in_file and top not in typed:
-            raise UserError(f"{file}: {name}{problem}")
-        raise ValueError(f"{flag(name)}{problem}")
 
-    try:
-        settings = msgspec.convert(values, Settings)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at ")
-        path = "".join(re.findall(r"\$\.?([^`\[]*)", at))
-        if field := re.match(r"Object (contains unknown|missing required) field `(.*)`", message):
-            where = f"{file}: {path}: " if path else f"{file}: "
-            close = difflib.get_close_matches(field[2], fields_at(path), 1)
-            problem = f"unknown setting {field[2]}; "
-            problem += f"is it {close[0]}?" if close else "take it out"
-            if field[1].startswith("missing"):
-                problem = f"no {field[2]} in it; write it there"
-            raise UserError(where + problem) from None
-        value = value_at(values, path)
-        if isinstance(value, str) and path.split(".")[0] not in typed:
-            value = repr(value)  # in a file, "7" is no number
-        refuse(path, f" {value}: give {allowed(path)}")
+def refuse_value(error: str, values: dict[str, Any], sources: Sources) -> NoReturn:
+    """Says in our words what msgspec says of a value."""
+    message, _, at = error.partition(" - at ")
+    path = "".join(re.findall(r"\$\.?([^`\[]*)", at))
+    if field := re.match(r"Object (contains unknown|missing required) field `(.*)`", message):
+        where = f"{sources.file}: {path}: " if path else f"{sources.file}: "
+        close = difflib.get_close_matches(field[2], fields_at(path), 1)
+        problem = f"unknown setting {field[2]}; "
+        problem += f"is it {close[0]}?" if close else "take it out"
+        if field[1].startswith("missing"):
+            problem = f"no {field[2]} in it; write it there"
+        raise UserError(where + problem) from None
+    value = value_at(values, path)
+    if isinstance(value, str) and path.split(".")[0] not in sources.typed:
+        value = repr(value)  # in a file, "7" is no number
+    sources.refuse(path, f" {value}: give {allowed(path)}")
+
+
+def need_sense(settings: Settings, sources: Sources) -> None:
+    """Refuse what is no setting together with others, and settle who decides bias_correction."""
+    refuse = sources.refuse
     for name in ("num_layers", "val_batches", "test_batches"):
         if getattr(settings, name) == 0:
             refuse(name, f" 0: give {allowed(name)}")
     if settings.optimizer in ("adam", "adamw") and settings.engine == "slang":
         options = getattr(settings.optimizer_config, settings.optimizer)
-        if options.bias_correction is not UNSET and "bias_correction" not in typed:
+        if options.bias_correction is not UNSET and "bias_correction" not in sources.typed:
             settings.bias_correction = options.bias_correction  # the file's, over train.sh's
         options.bias_correction = UNSET
     elif settings.bias_correction and settings.engine == "slang":
-        if "bias_correction" in {**in_file, **typed}:
+        if "bias_correction" in {**sources.in_file, **sources.typed}:
             refuse("bias_correction", f": {settings.optimizer} has none; use adam or adamw")
         settings.bias_correction = False
     for service in (settings.report_to or "").split(","):
@@ -270,7 +319,6 @@ def merged(wrapper: dict, in_file: dict, typed: dict) -> Settings:
         refuse("trust_remote_code", ": code of a model's own is never run; take another model")
     if settings.lora_parameters is None and settings.fine_tune_type != "full":
         refuse("lora_parameters", f": give {allowed('lora_parameters')}")
-    return settings
 
 
 def value_at(values: Any, path: str) -> Any:
