@@ -104,9 +104,7 @@ KILLED = textwrap.dedent("""
 """)
 
 
-def test_killed_at_random_moments_and_resumed_is_equal_byte_for_byte(data, whole, tmp_path):
-    seed = random.randrange(10**6)
-    print("seed", seed)
+def test_killed_at_random_moments_and_resumed_is_equal_byte_for_byte(data, whole, tmp_path, seed):
     adapter, drawn = tmp_path / "adapters", random.Random(seed)
     moments = [
         ("write", drawn.randrange(8)),
