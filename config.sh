@@ -120,6 +120,7 @@ need_writable() {
 
 # need_venv [REQUIREMENTS]: a .venv that holds what requirements.txt and that file ask for.
 need_venv() {
+  [ ! -d "$VENV" ] || VENV="$(cd "$VENV" && pwd -P)" # where a link leads, the lock is too
   local requirements="${1:-requirements.txt}"
   local stamp="$VENV/installed-for.txt" # what pip has installed, a requirement a line
   local earlier="$VENV/installed-before.txt" # the same, while pip installs more

@@ -21,6 +21,7 @@ import argparse
 import os
 from collections import defaultdict
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 from slang import files, jsonl
@@ -49,6 +50,7 @@ def hashed(seed: int, purpose: str, text: bytes) -> int:
 
 def read(path: str, seed: int) -> list[Line]:
     """The records of a file. Raises UserError naming the bad ones, or when there is none."""
+    files.need(Path(path), "run python make_jsonl.py first, which writes it")
     lines: list[Line] = []
     problems: list[Problem] = []
     for row in jsonl.records(path):

@@ -114,7 +114,7 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
     Raises UserError for what is no file, OSError when it can't be read.
     """
     data = files.read(path).removeprefix(codecs.BOM_UTF8)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _is_utf16(data):
+    if files.is_utf16(data):
         yield Problem(str(path), 1, f"UTF-16, not UTF-8; {SAVE}")
         return
     sense = 0
@@ -137,11 +137,6 @@ def entries(path: str | Path) -> Iterator[Entry | Problem]:
             sense = number
         elif not line.strip():
             sense = 0
-
-
-def _is_utf16(data: bytes) -> bool:
-    """Whether a file without a byte order mark is UTF-16: every other byte of Spanish is 0."""
-    return data.count(0) > len(data) / 4
 
 
 def synonyms(path: str | Path, slangs: Container[str] | None = None) -> list[frozenset[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations  # an older Python reads this far, and is tol
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -96,6 +97,8 @@ def program(module: str) -> None:
     """
     _need_new_python()
     _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding has not
     received = _listen()
     try:
         try:

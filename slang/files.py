@@ -69,10 +69,17 @@ def text_of(data: bytes, path: str | Path, remedy: str = "save the file as UTF-8
         raise UserError(f"{path}:{line}: not UTF-8; {remedy}") from None
 
 
+def is_utf16(data: bytes) -> bool:
+    """Whether a file is UTF-16 or UTF-32: it says so, or every other byte is 0."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return marked or data.count(0) > len(data) / 4
+
+
 def need(path: Path, remedy: str) -> None:
     """Raises UserError unless the file is there."""
     if not path.is_file():
-        raise UserError(f"{path}: not there; {remedy}")
+        what = "not a regular file" if path.exists() else "not there"
+        raise UserError(f"{path}: {what}; {remedy}")
 
 
 def need_folder(folder: Path, remedy: str) -> None:
@@ -95,7 +102,10 @@ def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
     files: list[BinaryIO] = []
     parts: list[tuple[Path, Path]] = []
     try:
-        for target in map(Path, paths):
+        for path in paths:
+            if not os.path.basename(path):  # noqa: PTH119  Path("x/") would be x
+                raise UserError(f"{str(path) or repr('')}: a folder; name a file")
+            target = Path(path)
             if is_device(target):
                 files.append(open(target, "ab"))  # noqa: SIM115
                 continue

@@ -60,8 +60,8 @@ def parse(line: bytes) -> Record | str:
         return f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
     except msgspec.ValidationError as error:
         return f"not a chat record ({error}); {SHAPE}"
-    except (msgspec.DecodeError, RecursionError) as error:
-        return f"not valid JSON ({first_line(error)}); write the file again with make_jsonl.py"
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON ({first_line(error)}); mend it, or write the file again"
     return wrong(record) or record
 
 
@@ -93,6 +93,9 @@ def records(path: str | Path, strict: bool = False) -> Iterator[Row | Problem]:
     Raises UserError for what is no file, OSError when it can't be read.
     """
     data = files.read(path)
+    if files.is_utf16(data):
+        yield Problem(str(path), 1, "UTF-16, not UTF-8; save the file as UTF-8")
+        return
     if data.startswith(codecs.BOM_UTF8):
         data = data.removeprefix(codecs.BOM_UTF8)
         if strict:

@@ -79,7 +79,7 @@ def load(path: str | Path = "prompt.toml") -> Prompt:
     except msgspec.ValidationError as error:
         remedy = f"it has {', '.join(Prompt.__struct_fields__)} and nothing else"
         raise UserError(f"{path}: {error}; {remedy}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {first_line(error)}") from None
     for name, text, fields, needed in _texts(prompt):
         if why := _wrong_fields(text, fields, needed):
@@ -88,11 +88,13 @@ def load(path: str | Path = "prompt.toml") -> Prompt:
     for name, text, *_ in _texts(prompt):
         if why := unusable(text, breaks=name == "system"):
             raise UserError(f"{path}: {name}: {why} ({text!r})")
-    trained = {normalized(form): form for form in prompt.questions}
-    for form in prompt.held_out_questions:
-        if same := trained.get(normalized(form)):
-            what = f"{form!r} is the question {same!r}, but for capitals and punctuation"
-            raise UserError(f"{path}: held_out_questions: {what}; ask it in another way")
+    known: dict[str, str] = {}
+    for name in ("questions", "held_out_questions"):
+        for form in getattr(prompt, name):
+            if same := known.get(normalized(form)):
+                what = f"{form!r} is the question {same!r}, but for capitals and punctuation"
+                raise UserError(f"{path}: {name}: {what}; ask it in another way")
+            known[normalized(form)] = form
     return prompt
 
 

@@ -59,6 +59,8 @@ def unusable(text: str, breaks: bool = False) -> str | None:
         return f"special token {token!r} in the text; take it out, the chat template writes them"
     before = " "
     for character in text:
+        if "\udc80" <= character <= "\udcff":  # how Python reads a byte that it can't decode
+            return f"not UTF-8 (byte {ord(character) - 0xDC00:#x}); save it as UTF-8"
         if not (breaks and character in "\n\t") and (what := _wrong(character, before)):
             return f"{what}; take it out"
         before = character

@@ -184,6 +184,12 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "num_layers is text": (edited("adapter_config.json", num_layers="all"), CONFIG),
     "rank is text": (lora(rank="8"), CONFIG),
     "rank is zero": (lora(rank=0), CONFIG),
+    "scale is zero": (lora(scale=0), CONFIG),
+    "scale is more than a float32 holds": (lora(scale=1e308), CONFIG),
+    "whole numbers": (
+        adapters(put(DOWN, mx.zeros((128, 8), mx.int32))),
+        "{m}/adapters.safetensors: " + DOWN + " holds I32, no weights; run ./train.sh again",
+    ),
     "no scale": (edited("adapter_config.json", lora_parameters={"rank": 8}), CONFIG),
     "keys is text": (lora(keys="self_attn.q_proj"), CONFIG),
     "no lora_parameters": (

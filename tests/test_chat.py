@@ -130,7 +130,7 @@ REFUSED = {
     "ma\u200be": "invisible character U+200B",
     "mae\U000e0041": "invisible character U+E0041",
     "\x1b[31mmae": "control character U+001B",
-    "mae\udce9": "broken character U+DCE9",  # a byte that is not UTF-8, as Python gets it
+    "mae\udce9": "not UTF-8 (byte 0xe9); save it as UTF-8",  # as Python gets such a byte
     "\u3164": "invisible character U+3164",
 }
 
@@ -147,7 +147,9 @@ def test_lines_of_a_pipe_are_asked_one_by_one(capsys):
     command.ask_each(Echo(), iter(["pura vida\r\n", "\n", "  \n", "¿Qué es un mae?"]))
     first = QUESTION.format("pura vida")
     assert capsys.readouterr() == (f"2 {first}\n2 ¿Qué es un mae?\n", "")
-    with pytest.raises(UserError, match=r"^stdin:2: special token '<eos>'"):
+    command.ask_each(Echo(), iter(["\ufeffpura vida\n"]))
+    assert capsys.readouterr() == (f"2 {first}\n", "")
+    with pytest.raises(UserError, match=r"^stdin:2: the question: special token '<eos>'"):
         command.ask_each(Echo(), iter(["mae\n", "<eos>\n"]))
 
 

@@ -154,6 +154,11 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
     os.close(writing)
 
 
+def test_what_the_terminal_cannot_show_is_no_error(tmp_path):
+    done = ended(tmp_path, "def main(): print('\\u52a0')", env={"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u52a0\n", "")
+
+
 def test_a_closed_stdout_is_no_error(tmp_path):
     done = ended(tmp_path, "def main(): print('x')", preexec_fn=lambda: os.close(1), stdout=None)
     assert (done.returncode, done.stderr) == (0, "")

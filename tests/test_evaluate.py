@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,17 @@ def only_json(folder) -> dict:
 
 
 # -------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.slow
+def test_figures_that_can_not_be_written_are_printed(adapters, data, tmp_path):
+    """bash lets a file have a kilobyte, as a full disk does."""
+    arguments = [*flags(adapters["random"], data), "--output", str(tmp_path / "x.json")]
+    evaluated = shlex.join([sys.executable, "-m", "slang.evaluate", *arguments])
+    done = run("bash", "-c", f"ulimit -f 1; {evaluated}")
+    assert done.returncode == 1 and "choice accuracy, new wording" in done.stdout
+    assert done.stderr.splitlines()[-1] == f"{tmp_path}/x.json: File too large"
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

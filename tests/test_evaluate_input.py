@@ -38,11 +38,16 @@ def test_the_wrapper_refuses_flags_that_are_variables(variable):
         (["mae"], "unrecognized arguments: mae"),
         (
             ["--note", "caf\udce9"],
-            "--note 'caf\\udce9': broken character U+DCE9; take it out",
+            "--note 'caf\\udce9': not UTF-8 (byte 0xe9); save it as UTF-8",
         ),
         (["--note"], "argument --note: expected one argument"),
         (["--sample", "0"], "argument --sample: '0': give a whole number from 1"),
         (["--seed", "-1"], "argument --seed: '-1': give a whole number from 0"),
+        (
+            ["--compare", "A", "B", "--fail-if-worse"],
+            "--fail-if-worse: nothing is run with --compare; leave it out",
+        ),
+        (["--page", "A", "--quick"], "--quick: nothing is run with --page; leave it out"),
         (["--output", "x"], "--output: x is no name of a JSON file; end it in .json"),
     ],
 )

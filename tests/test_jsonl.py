@@ -116,7 +116,7 @@ def test_json_that_is_no_record(text, where):
 def test_what_is_no_json(text):
     found = jsonl.parse(text)
     assert found.startswith("not valid JSON (")
-    assert found.endswith("); write the file again with make_jsonl.py")
+    assert found.endswith("); mend it, or write the file again")
 
 
 def test_what_may_stand_in_a_record():
@@ -127,6 +127,14 @@ def test_what_may_stand_in_a_record():
     assert jsonl.slang({"messages": chat("a", "b", "c")}) == "b"
     halves = said("a", "b", "c?").replace(b"?", b"\\ud83d\\ude00")
     assert jsonl.answer(jsonl.parse(halves)) == "c😀"
+
+
+def test_another_encoding_is_told_once(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"messages": []}\n' * 9, encoding="utf-16-le")
+    assert [*map(str, jsonl.records(path))] == [
+        f"{path}:1: UTF-16, not UTF-8; save the file as UTF-8"
+    ]
 
 
 def test_all_files_are_read_before_the_problems_are_told(tmp_path):

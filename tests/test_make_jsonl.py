@@ -173,6 +173,8 @@ OUTPUT_IS_INPUT = "the output is the input; name another --output"
         ("--output {d}/soft", "{d}/soft: " + OUTPUT_IS_INPUT),
         ("--output {d}/hard", "{d}/hard: " + OUTPUT_IS_INPUT),
         ("--output {d}", "{d}: a folder; name a file"),
+        ("--output {d}/new/", "{d}/new/: a folder; name a file"),
+        ("--output ", "'': a folder; name a file"),
         ("--output {d}/d.txt/o", "{d}/d.txt/o: {d}/d.txt is no folder; name another place"),
         ("--output {d}/dangling/o", "{d}/dangling/o: {d}/dangling is no folder; " + PLACE),
         ("--output {d}/fixed", "{d}/fixed: write-protected; chmod u+w it or name another"),

@@ -101,6 +101,11 @@ def test_a_held_out_question_is_not_a_trained_one_spelled_otherwise(tmp_path, fo
     assert said.endswith(", but for capitals and punctuation; ask it in another way")
 
 
+def test_a_question_is_asked_in_one_spelling(tmp_path):
+    said = refusal(tmp_path, GOOD.replace("'{slang}'", "'{slang}', '¿{slang}?'"))
+    assert said.startswith(": questions: '¿{slang}?' is the question '{slang}', but for ")
+
+
 @pytest.mark.parametrize("name", ["region", "system", "questions", "held_out_questions", "answer"])
 @pytest.mark.parametrize(
     ("text", "what"),
@@ -144,6 +149,7 @@ def test_another_encoding_is_named_with_its_line(tmp_path):
 def test_what_is_no_toml(tmp_path):
     assert refusal(tmp_path, "system = \n").startswith(": not valid TOML: ")
     assert refusal(tmp_path, "x = " + "[" * 10_000).startswith(": not valid TOML: ")
+    assert refusal(tmp_path, "x = " + "9" * 6_000).startswith(": not valid TOML: ")
 
 
 def test_a_form_that_makes_a_special_token_of_a_slang(tmp_path):

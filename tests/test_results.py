@@ -79,10 +79,12 @@ def test_log_table_stands_above_and_takes_a_row_a_run():
 
 def test_training_log_is_read_tolerantly(tmp_path):
     path = tmp_path / "log.jsonl"
-    assert results.training(path) == results.Curves([], [])
+    assert results.training(path) == results.training(tmp_path) == results.Curves([], [])
     path.write_text(
         '{"iteration": 10, "train_loss": 2.5}\n\nnot JSON\n[1]\n'
         '{"iteration": 10, "val_loss": 3}\n{"train_loss": null}\n'
+        '{"iteration": NaN, "train_loss": 1}\n{"iteration": 1e400, "train_loss": 1}\n'
+        f'{{"iteration": 1, "train_loss": {"9" * 401}}}\n{"[" * 100_000}\n'
     )
     assert results.training(path) == results.Curves([(10.0, 2.5)], [(10.0, 3.0)])
 
@@ -244,6 +246,7 @@ def test_compare_pairs_by_slang_and_says_what_differs(tmp_path):
     done = compare(tmp_path, "20251004A", "20251004-C")
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
+    assert lines[0] == "A is 20251004[A], B is 20251004-C"
     row = next(line for line in lines if line.startswith("choice accuracy")).split()
     assert row[4:7] == ["0.500", "0.900", "+0.400"] and row[-1] == "40"
     assert lines[-1] == "Same data, prompt, base model and questions."

@@ -210,6 +210,13 @@ def test_a_python_that_cannot_make_the_environment(house):
     assert not (house / "new").exists()
 
 
+def test_a_link_to_another_environment_has_its_lock(house, tmp_path):
+    """Else one wrapper would take for half made what another is installing into."""
+    (house / "mine").symlink_to(house / ".venv")
+    done = run("bash", "-c", NEED + '; echo "$VENV"', cwd=house, VENV=f"{house}/mine")
+    assert (done.returncode, done.stdout) == (0, f"ready\n{(house / '.venv').resolve()}\n")
+
+
 @pytest.mark.slow
 def test_a_half_made_environment_is_made_anew(house):
     """Ctrl-C while pip waits for the network, at last; and again from the start."""

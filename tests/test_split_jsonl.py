@@ -191,7 +191,7 @@ def test_an_output_that_is_another_file_too(tmp_path):
 
 def test_a_file_that_is_not_there(tmp_path):
     done = script("split_jsonl.py", "--input", tmp_path / "x", *to(tmp_path, tmp_path / "x"))
-    reason = "No such file or directory; check the name"
+    reason = "not there; run python make_jsonl.py first, which writes it"
     assert (done.returncode, done.stderr) == (1, f"{tmp_path}/x: {reason}\n")
 
 

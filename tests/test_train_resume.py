@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from training import contents, flags, losses, make_data, trained
 
 from slang.errors import Stopped, UserError
@@ -49,6 +49,23 @@ def stopped(data: Path, adapter: Path, after: int, **more) -> str:
         with pytest.raises(Stopped) as error:
             command.main(flags(data, adapter, **more))
     return str(error.value)
+
+
+READ = """
+import sys
+from pathlib import Path
+from slang.train.checkpoint import read_state
+path = Path(sys.argv[1])
+read_state(path, path.read_bytes())
+sys.exit(1)
+"""
+
+
+def test_a_state_that_is_read_in_vain_does_not_abort_the_process(whole):
+    """A thread of MLX outlived Python with the state's file in its hands, in four of ten runs."""
+    for _ in range(12):
+        done = run(sys.executable, "-c", READ, whole / "resume.safetensors")
+        assert (done.returncode, done.stderr) == (1, "")
 
 
 def with_dropout(folder: Path) -> Path:

@@ -79,9 +79,12 @@ def ask(model: Model, text: str) -> str:
 def ask_each(model: Model, lines: Iterator[str]) -> None:
     """Print an answer a line, of each line for itself. Empty lines are passed over."""
     for n, line in enumerate(lines, 1):
-        text = line.strip()
+        text = line.removeprefix("\ufeff" if n == 1 else "").strip()
         if text:
-            answer = ask(model, checked(text, f"stdin:{n}"))
+            try:
+                answer = ask(model, checked(text, "the question"))
+            except UserError as error:
+                raise UserError(f"stdin:{n}: {error}") from None
             print(" ".join(answer.split()), flush=True)
 
 

@@ -119,6 +119,11 @@ def main(argv: list[str] | None = None) -> int:
         p.error(f"--output: {args.output} is no name of a JSON file; end it in .json")
     if why := unusable(args.note):
         p.error(f"--note {args.note!r}: {why}")
+    if args.compare or args.page:
+        alone = "compare" if args.compare else "page"
+        for name in ("page", "note", "quick", "sample", "output", "fail_if_worse"):
+            if name != alone and getattr(args, name):
+                p.error(f"--{name.replace('_', '-')}: nothing is run with --{alone}; leave it out")
     if args.compare:
         return compare(args)
     if args.page:
@@ -158,7 +163,7 @@ class Task:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Check, measure, write, print."""
+    """Check, measure, write, print. What was measured is written first: a pipe may be closed."""
     task = checked(args)
     model, _ = find.check(args.model, args.adapter_path, args.cache)
 
@@ -176,8 +181,10 @@ def evaluate(args: argparse.Namespace) -> int:
     seconds = round(time.monotonic() - started, 1)
 
     run = judged_run(args, task, measured, printed, find.typed(model), seconds)
-    written = write(run, args, task.folder)
-    print(page.run_text(run))
+    try:
+        written = write(run, args, task.folder)
+    finally:  # also where it can't be written
+        print(page.run_text(run))
     print(f"\n{run.label}: {', '.join(map(str, written))}")
     return 3 if args.fail_if_worse and run.verdict in ("worse", "mixed") else 0
 

@@ -71,7 +71,8 @@ def compared(table: list[Figure], notes: list[str], labels: tuple[str, str]) -> 
         last = f"Not like with like: {'; '.join(notes)}."
     else:
         last = "Same data, prompt, base model and questions."
-    return f"{table_text(table, labels)}\n\n{last}"
+    a, b = map(one_line, labels)
+    return f"A is {a}, B is {b}\n\n{table_text(table, ('A', 'B'))}\n\n{last}"
 
 
 def answer_row(item: ItemResult) -> list:

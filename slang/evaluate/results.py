@@ -5,11 +5,11 @@ LOG.md it has a row of the table and a line under each heading.
 """
 
 import hashlib
-import json
 import math
 import re
 import string
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,6 +164,14 @@ class Curves(Struct):
     valid: list[tuple[float, float]] = []
 
 
+class Logged(Struct):
+    """What counts of a line of log.jsonl; JSON has no NaN, and msgspec takes no infinity."""
+
+    iteration: float
+    train_loss: float | None = None
+    val_loss: float | None = None
+
+
 class Run(Struct):
     """Everything that evaluate.sh writes about a run."""
 
@@ -204,7 +212,7 @@ def read(path: Path) -> Run:
     """A run as evaluate.sh wrote it. Raises UserError when the file holds something else."""
     try:
         return decoded(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not a run of this version of evaluate.sh ({error}); evaluate again"
         ) from None
@@ -319,16 +327,13 @@ def logged(text: str, run: Run) -> str:
 def training(path: Path) -> Curves:
     """The curves of a training log in JSONL. A line that holds no loss is skipped."""
     curves = Curves([], [])
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            for points, name in ((curves.train, "train_loss"), (curves.valid, "val_loss")):
-                loss = float(row.get(name, math.nan))
-                if math.isfinite(loss):
-                    points.append((float(row["iteration"]), loss))
-        except (ValueError, TypeError, AttributeError, KeyError):
-            continue
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            row = msgspec.json.decode(line, type=Logged)
+            if row.train_loss is not None:
+                curves.train.append((row.iteration, row.train_loss))
+            if row.val_loss is not None:
+                curves.valid.append((row.iteration, row.val_loss))
     return curves
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from slang import files
 from slang.errors import UserError
 from slang.models.formats import (
+    FLOATS,
     AdapterConfig,
     GemmaConfig,
     Index,
@@ -211,7 +212,11 @@ def expected_adapter(about: AdapterConfig, config: ModelConfig) -> Shapes | None
 
 def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes) -> None:
     """Raises UserError unless an adapter's file holds what its adapter_config.json says."""
-    found = shapes(path, f"copy one of the numbered checkpoints over it, or {TRAIN_AGAIN}")
+    tensors, _ = header(path, f"copy one of the numbered checkpoints over it, or {TRAIN_AGAIN}")
+    for name, tensor in tensors.items():
+        if tensor["dtype"] not in FLOATS:
+            raise UserError(f"{path}: {name} holds {tensor['dtype']}, no weights; {TRAIN_AGAIN}")
+    found = {name: tensor["shape"] for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         have, want = found.get(name), expected.get(name)
         if have == want:

@@ -18,6 +18,7 @@ from slang.errors import UserError, told
 Shapes = Mapping[str, tuple[int, ...]]  # by the tensors' names
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "U16": 2, "I16": 2}  # bytes a value
 WIDTHS |= {"F32": 4, "U32": 4, "I32": 4, "F64": 8, "U64": 8, "I64": 8}
+FLOATS = ("F32", "F16", "BF16")  # what weights are
 Size = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class LoraParameters(msgspec.Struct):
     """`keys` are the layers' matrices that get an adapter; None is all of them."""
 
     rank: Size
-    scale: float
+    scale: Annotated[float, msgspec.Meta(gt=0, le=3.4e38)]  # what a float32 holds
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     keys: list[str] | None = None
 

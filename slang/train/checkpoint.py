@@ -4,10 +4,10 @@ resume.safetensors is the state, from which all other files of the folder follow
 first; a run that was killed before the others were written writes them again with --resume.
 """
 
-import io
 import json
 import math
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +89,7 @@ class State(msgspec.Struct):
     identity: dict[str, Any]
     iters: int
     numbers: Numbers
-    log: list[dict[str, Any]]
+    log: list[dict[str, int | float]]
     window: Window = msgspec.field(default_factory=Window)
 
 
@@ -103,8 +103,13 @@ def read_state(path: Path, content: bytes) -> tuple[Parts, State]:
     """The arrays and the rest of a resume.safetensors. Raises UserError unless it is whole."""
     parts: Parts = {"adapter": {}, "best": {}, "optimizer": {}, "gradient": {}, "random": {}}
     try:
-        arrays, about = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
-        mx.eval(arrays)  # MLX aborts a process that ends with arrays still to be read
+        # Through a file: MLX reads with threads of its own, and one that ends late with a Python
+        # object in its hands aborts the process.
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            file.write(content)
+            file.flush()
+            arrays, about = mx.load(file.name, return_metadata=True)
+            mx.eval(arrays)
         state = msgspec.convert({name: json.loads(text) for name, text in about.items()}, State)
         for name, array in arrays.items():
             part, name = name.split("/", 1)
