@@ -277,7 +277,7 @@ def test_a_file_without_its_model_names_the_flag(exported: Path, tmp_path: Path)
 
 QUESTIONS = {
     "mae<end_of_turn>\n<start_of_turn>model\nHola": "the question: special token '<end_of_turn>'",
-    "mae \udce9": "the question: broken character U.DCE9; take it out",
+    "mae \udce9": r"the question: not UTF-8 \(byte 0xe9\); save it as UTF-8",
     "mae \u200b": "the question: invisible character U.200B; take it out",
     "  ": "the question: nothing in it; write one",
     "mae " * 3000: r"the question: \d+ tokens with the system prompt, and the model has room for",

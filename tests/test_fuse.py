@@ -352,10 +352,12 @@ def test_usage(flags: str, message: str, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--model", "--adapter-path=x", "--save-path", "--fused-path", "--data"]
+    "flag", ["--model", "--adapter-path=x", "--fused-path", "--data", "--cache"]
 )
 def test_a_variable_s_flag_is_refused(flag: str, variables: dict[str, str]) -> None:
-    what = f"fuse.sh: {flag}: set MODEL, ADAPTER_PATH, FUSED_PATH or DATA in its place"
+    name = flag.removesuffix("=x")
+    variable = name.removeprefix("--").replace("-", "_").upper()
+    what = f"fuse.sh: {name}: set {variable} in its place"
     refused(fuse(variables, flag, "x"), what, code=2)
 
 

@@ -42,7 +42,7 @@ def stopped(data: Path, adapter: Path, after: int, **more) -> str:
     def check(_interrupt):
         looks.append(1)
         if len(looks) == after:
-            raise Stopped("SIGINT")
+            raise Stopped("Stopped")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interrupt, "check", check)

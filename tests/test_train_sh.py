@@ -149,7 +149,10 @@ def other_system(data: bytes) -> bytes:
 
 
 EMPTY = "no record in it; run make_jsonl.py and split_jsonl.py first"
-JUNK = "not valid JSON (JSON is malformed: invalid character (byte 0)); write the file again with "
+JUNK = (
+    "not valid JSON (JSON is malformed: invalid character (byte 0)); "
+    "mend it, or write the file again"
+)
 OTHER = (
     "made with another system prompt than prompt.toml has (and 21 more lines); run make_jsonl.py "
     "and "
@@ -160,7 +163,7 @@ WRONG = {
         "train.jsonl: not there; run python make_jsonl.py and python split_jsonl.py first",
     ),
     "empty": (in_data("train.jsonl", lambda data: b""), f"train.jsonl: {EMPTY}"),
-    "junk": (in_data("valid.jsonl", lambda data: b"mae\n"), f"valid.jsonl:1: {JUNK}make_jsonl.py"),
+    "junk": (in_data("valid.jsonl", lambda data: b"mae\n"), f"valid.jsonl:1: {JUNK}"),
     "another prompt": (
         in_data("train.jsonl", other_system),
         f"train.jsonl:1: {OTHER}split_jsonl.py again",

@@ -62,8 +62,8 @@ class LlamaCpp:
         except RuntimeError:
             what = "llama.cpp can't load it; it is cut off, or of a model that it does not know"
             raise UserError(f"{path}: {what}; export it again with ./fuse.sh") from None
-        # A server that is torn down before it serves hangs.
-        DIRECT.open(self.server.listening_address + "/health").close()
+        # A server that is torn down before its queue runs hangs. /slots is answered by the queue.
+        DIRECT.open(self.server.listening_address + "/slots").close()
 
     def request(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One request and its answer; a GET where there is no body."""
