@@ -224,7 +224,7 @@ def table() -> str:
             for name, setting in SETTINGS.items()
             if setting.slangs == slangs
         }
-        of_slangs = f" on {slangs} slangs" if slangs else ""
+        of_slangs = f"; {slangs} slangs" if slangs else ""
         everyone = [r for found in results.values() for r in found]
         for side, what in SIDES.items():
             cells = [[r[c][side] for r in everyone if side in r.get(c, {})] for c in columns]

@@ -174,6 +174,7 @@ def _listen() -> list[int]:
 
 
 def stopped_by(number: int) -> str:
+    """What is said when a signal ends a program: `Stopped` or `Stopped by SIGTERM`."""
     return "Stopped" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
 
 

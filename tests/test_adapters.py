@@ -188,7 +188,8 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "scale is more than a float32 holds": (lora(scale=1e308), CONFIG),
     "whole numbers": (
         adapters(put(DOWN, mx.zeros((128, 8), mx.int32))),
-        "{m}/adapters.safetensors: " + DOWN + " holds I32, no weights; run ./train.sh again",
+        "{m}/adapters.safetensors: " + DOWN + " holds I32, no weights; copy one of the numbered "
+        "checkpoints over it, or run ./train.sh again",
     ),
     "no scale": (edited("adapter_config.json", lora_parameters={"rank": 8}), CONFIG),
     "keys is text": (lora(keys="self_attn.q_proj"), CONFIG),

@@ -23,7 +23,6 @@ from pathlib import Path
 from slang import files
 from slang.errors import UserError
 from slang.models.formats import (
-    FLOATS,
     AdapterConfig,
     GemmaConfig,
     Index,
@@ -33,7 +32,7 @@ from slang.models.formats import (
     Source,
     header,
     read_json,
-    shapes,
+    weight_shapes,
 )
 from slang.models.layout import expected_shapes, misfit
 
@@ -212,11 +211,7 @@ def expected_adapter(about: AdapterConfig, config: ModelConfig) -> Shapes | None
 
 def check_tensors(path: Path, model: str, about: AdapterConfig, expected: Shapes) -> None:
     """Raises UserError unless an adapter's file holds what its adapter_config.json says."""
-    tensors, _ = header(path, f"copy one of the numbered checkpoints over it, or {TRAIN_AGAIN}")
-    for name, tensor in tensors.items():
-        if tensor["dtype"] not in FLOATS:
-            raise UserError(f"{path}: {name} holds {tensor['dtype']}, no weights; {TRAIN_AGAIN}")
-    found = {name: tensor["shape"] for name, tensor in tensors.items()}
+    found = weight_shapes(path, f"copy one of the numbered checkpoints over it, or {TRAIN_AGAIN}")
     for name in sorted(expected.keys() | found.keys()):
         have, want = found.get(name), expected.get(name)
         if have == want:
@@ -264,7 +259,7 @@ def check_adapter(
     path = adapter / "adapters.safetensors"
     expected = expected_adapter(about, config)
     if expected is None:
-        shapes(path, TRAIN_AGAIN)
+        weight_shapes(path, TRAIN_AGAIN)
     else:
         check_tensors(path, model, about, expected)
 

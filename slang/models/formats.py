@@ -153,6 +153,10 @@ def header(path: Path, remedy: str) -> tuple[dict[str, Tensor], int]:
     return found, start
 
 
-def shapes(path: Path, remedy: str) -> Shapes:
-    """The shapes in a safetensors file. Raises UserError unless the file is whole."""
-    return {name: tensor["shape"] for name, tensor in header(path, remedy)[0].items()}
+def weight_shapes(path: Path, remedy: str) -> Shapes:
+    """The shapes in an adapter's file. Raises UserError unless it is whole and holds fractions."""
+    tensors, _ = header(path, remedy)
+    for name, tensor in tensors.items():
+        if tensor["dtype"] not in FLOATS:
+            raise UserError(f"{path}: {name} holds {tensor['dtype']}, no weights; {remedy}")
+    return {name: tensor["shape"] for name, tensor in tensors.items()}

@@ -78,7 +78,7 @@ def add_lora_layers(settings: Settings, model: nn.Module) -> None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Begin with the weights of another adapter. Raises UserError unless it has the same arrays."""
     rprint(f"Loading fine-tuned weights from {path}")
-    there = formats.shapes(path, "name an adapters.safetensors")
+    there = formats.weight_shapes(path, "name an adapters.safetensors")
     wanted = {name: a.shape for name, a in tree_flatten(model.trainable_parameters())}
     if {name: tuple(shape) for name, shape in there.items()} != wanted:
         remedy = "give those that it was trained with"
