@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,8 @@ FIGURES = {
     "control loss": "control loss",
 }
 SIDES = {"baseline": "base model", "ceiling": "base model, told the meanings"}
+ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 # As trainings were judged before: by one neutral question, other question forms and wordings.
 BY_ONE_QUESTION = ("new, 1", "trained, 1")
 NOTED = ("defaults-before", "defaults-gpu")  # the defaults once more, never trained anew
@@ -57,6 +60,9 @@ class Setting:
     rank: int = 8  # of LoRA
     scale: float = 20  # of LoRA
     layers: int = -1  # with an adapter, from the last; -1 is all
+    keys: tuple[str, ...] = ()  # linear layers with an adapter; all where there is none
+    batch_size: int = 16
+    weight_decay: float = 0  # of AdamW; Adam where it is 0
     share: str = "0.1"  # of everyday rows for one of the dictionary's
     sample: int | None = None  # slangs that the evaluation asks; all where it is None
 
@@ -65,34 +71,47 @@ class Setting:
         given = ["--iters", str(self.steps), "--learning-rate", self.rate]
         given += ["--everyday", self.everyday, "--everyday-share", self.share]
         given += ["--decay"] * self.decay + ["--bias-correction"] * self.bias_correction
-        given += ["--num-layers", str(self.layers)]
-        return ["--batch-size", "16", "--mask-prompt", *given]
+        given += ["--num-layers", str(self.layers), "--batch-size", str(self.batch_size)]
+        return ["--mask-prompt", "--optimizer", "adamw" if self.weight_decay else "adam", *given]
+
+    def config(self) -> dict[str, dict]:
+        """What only a file tells slang.train (-c)."""
+        lora = {"rank": self.rank, "scale": self.scale, "dropout": 0.0}
+        if self.keys:
+            lora["keys"] = self.keys
+        if not self.weight_decay:
+            return {"lora_parameters": lora}
+        decay = {"adamw": {"weight_decay": self.weight_decay}}
+        return {"lora_parameters": lora, "optimizer_config": decay}
 
 
+# Trained when prompt.toml had no more question forms; the same questions as then.
+of_20 = partial(Setting, questions=20)
 SETTINGS = {
-    "defaults": Setting("20 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
-    "defaults-before": Setting("the same, trained before"),
-    "defaults-gpu": Setting("the same"),
-    "epochs-4": Setting("the same for 4 epochs", steps=184),
-    "rate-5e-4": Setting("5e-4, 130 steps", rate="5e-4", steps=130),
-    "rate-5e-4-epochs-4": Setting("5e-4, 4 epochs", rate="5e-4", steps=184),
-    "rate-5e-4-epochs-4.5": Setting("5e-4, 4.5 epochs", rate="5e-4", steps=207),
-    "rate-5e-4-epochs-5": Setting("5e-4, 5 epochs", rate="5e-4", steps=230),
-    "rate-6e-4-epochs-4": Setting("6e-4, 4 epochs", rate="6e-4", steps=184),
-    "share-0.15": Setting("everyday Spanish for a seventh, 4 epochs", share="0.15", steps=190),
-    "share-0.15-epochs-5": Setting("the same for 5 epochs", share="0.15", steps=237),
-    "share-0.2-epochs-5": Setting("everyday Spanish for a fifth, 5 epochs", share="0.2", steps=248),
-    "share-0.05": Setting(
+    "defaults": Setting("24 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
+    "questions-20": of_20("the same with the first 20 question forms"),
+    "defaults-before": of_20("the same, trained before"),
+    "defaults-gpu": of_20("the same"),
+    "epochs-4": of_20("the same for 4 epochs", steps=184),
+    "rate-5e-4": of_20("5e-4, 130 steps", rate="5e-4", steps=130),
+    "rate-5e-4-epochs-4": of_20("5e-4, 4 epochs", rate="5e-4", steps=184),
+    "rate-5e-4-epochs-4.5": of_20("5e-4, 4.5 epochs", rate="5e-4", steps=207),
+    "rate-5e-4-epochs-5": of_20("5e-4, 5 epochs", rate="5e-4", steps=230),
+    "rate-6e-4-epochs-4": of_20("6e-4, 4 epochs", rate="6e-4", steps=184),
+    "share-0.15": of_20("everyday Spanish for a seventh, 4 epochs", share="0.15", steps=190),
+    "share-0.15-epochs-5": of_20("the same for 5 epochs", share="0.15", steps=237),
+    "share-0.2-epochs-5": of_20("everyday Spanish for a fifth, 5 epochs", share="0.2", steps=248),
+    "share-0.05": of_20(
         "everyday Spanish for a twentieth, 8e-4, 160 steps", share="0.05", rate="8e-4", steps=160
     ),
-    "questions-8": Setting(
+    "questions-8": of_20(
         "8 question forms, everyday Spanish for a quarter, 5e-4, 130 steps",
         questions=8,
         share="0.25",
         rate="5e-4",
         steps=130,
     ),
-    "scale-8": Setting(
+    "scale-8": of_20(
         "the same with LoRA's scale 8 and 1e-3",
         questions=8,
         share="0.25",
@@ -100,7 +119,7 @@ SETTINGS = {
         steps=130,
         scale=8,
     ),
-    "no-bias-correction": Setting(
+    "no-bias-correction": of_20(
         "the same with scale 20, Adam as MLX has it, 2e-4",
         questions=8,
         share="0.25",
@@ -108,14 +127,22 @@ SETTINGS = {
         steps=130,
         bias_correction=False,
     ),
-    "layers-9": Setting("4 epochs, the last 9 of 18 layers", steps=184, layers=9),
-    "rank-4": Setting("the defaults, rank 4", rank=4),
-    "rank-16": Setting("the defaults, rank 16", rank=16),
-    "no-everyday": Setting("the defaults without everyday Spanish", everyday=""),
-    "forms-1": Setting("the defaults, one question form a wording, as many steps", forms="1"),
-    "no-decay": Setting("the defaults, the learning rate always the same", decay=False),
+    "layers-9": of_20("4 epochs, the last 9 of 18 layers", steps=184, layers=9),
+    "rank-4": of_20("questions-20, rank 4", rank=4),
+    "rank-16": of_20("questions-20, rank 16", rank=16),
+    "no-everyday": of_20("questions-20 without everyday Spanish", everyday=""),
+    "forms-1": of_20("questions-20, one question form a wording, as many steps", forms="1"),
+    "no-decay": of_20("questions-20, the learning rate always the same", decay=False),
+    "batch-8": Setting("the defaults, batches of 8", batch_size=8, steps=321),
+    "batch-32": Setting("the defaults, batches of 32", batch_size=32, steps=80),
+    "weight-decay": Setting("the defaults, AdamW with a weight decay of 3", weight_decay=3),
+    "attention": Setting("the defaults, an adapter on attention alone", keys=ATTENTION),
+    "mlp": Setting("the defaults, an adapter on the MLPs alone", keys=MLP),
     "400-slangs": Setting("the defaults", slangs=400, steps=959, sample=120),
-    "400-slangs-short": Setting(
+    "400-slangs-questions-20": of_20(
+        "the first 20 question forms", slangs=400, steps=959, sample=120
+    ),
+    "400-slangs-short": of_20(
         "6e-4, 640 steps, everyday Spanish for a thirteenth",
         share="0.0753",  # all 300 rows
         slangs=400,
@@ -184,8 +211,8 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     place = ["--model", model, "--data", folder, "--adapter-path", folder]
     seldom = ["--steps-per-eval", setting.steps, "--val-batches", "1", "--save-every", "25"]
     flags = ["--resume", "--prompt", asked, "--seed", seed, *place, *seldom, *setting.flags()]
-    text = f"lora_parameters: {{rank: {setting.rank}, scale: {setting.scale}, dropout: 0.0}}\n"
-    (folder / "lora.yaml").write_text(text, encoding="utf-8")
+    # JSON is YAML too.
+    (folder / "lora.yaml").write_text(json.dumps(setting.config()), encoding="utf-8")
     flags += ["-c", folder / "lora.yaml"]
     run("-m", "slang.train", "--train", *flags, log=folder / "train.txt")
     result = folder / "result.json"

@@ -99,7 +99,7 @@ def test_what_is_bad_when_it_is_filled_in_counts_once(tmp_path):
     source.write_text("eos::Un final.\neos::Un final.\nmae::Amigo.\n", encoding="utf-8")
     more = ["--forms", "all", "--skip-bad", "--prompt", tmp_path / "prompt.toml"]
     done, _ = make(source, *more)
-    said = "20 records of 1 slangs (0 duplicate, 2 bad lines left out)\n"
+    said = f"{N_FORMS} records of 1 slangs (0 duplicate, 2 bad lines left out)\n"
     assert done.returncode == 0 and done.stdout.endswith(said)
 
 

@@ -1,11 +1,13 @@
 """slang/evaluate/quiz.py: what is asked, and which meanings stand beside one another."""
 
+from collections import Counter
+
 import pytest
 from conftest import ROOT
 from evaluated import PROMPT, rows
 
 from slang import jsonl
-from slang.dictionary import Entry, entries, normalized
+from slang.dictionary import Entry, entries, fold, normalized
 from slang.errors import UserError
 from slang.evaluate import quiz
 
@@ -119,3 +121,16 @@ def test_everyday_rows_are_not_those_that_measure_the_damage():
 
     assert not runs(ROOT / "data/everyday.jsonl") & runs(ROOT / "data/control.jsonl")
     assert len(jsonl.read(ROOT / "data/everyday.jsonl")) == 300
+
+
+def test_no_common_beginning_is_left_to_everyday_questions():
+    """A word that begins one everyday question in twenty begins a trained form too."""
+
+    def first_word(question):
+        return fold(question).lstrip("¿¡").split()[0]
+
+    everyday = jsonl.read(ROOT / "data/everyday.jsonl")
+    begun = Counter(first_word(record["messages"][0]["content"]) for record in everyday)
+    common = {word for word, count in begun.items() if count * 20 >= len(everyday)}
+    assert common == {"que", "como"}
+    assert common <= {first_word(question) for question in PROMPT.questions}
