@@ -163,7 +163,7 @@ def logprobs(folder: Path, some: list[list[int]]) -> list[np.ndarray]:
     net, _ = mlx_lm.load(str(folder))
     net.set_dtype(mx.float32)
     scale_as_llama_cpp(net)
-    return [next_logprobs(net, tokens) for tokens in some]
+    return [next_logprobs(net, tokens)[0] for tokens in some]
 
 
 def every(likeliest: list[Likeliest], n_tokens: int) -> list[np.ndarray]:

@@ -211,8 +211,9 @@ def next_token_rows(llama_cpp: LlamaCpp, reference: Reference, kind: str) -> lis
     # Apart: a window that is off by one shows in the long texts, and is lost in a mean over all.
     limit = KL_LIMIT[kind]
     n_chats = len(reference.answered)
-    for what, some in (("chats", kls[:n_chats]), ("long texts", kls[n_chats:])):
-        figure = f"next-token KL, mean of {len(some)} {what}"
+    long = kls[n_chats:][beyond[n_chats:]]
+    for what, some in (("in chats", kls[:n_chats]), ("in long texts", long)):
+        figure = f"next-token KL, {what}, mean of {len(some)}"
         rows.append(Comparison(figure, "", f"{some.mean():.5f}", some.mean() <= limit, f"{limit}"))
     return rows
 
