@@ -41,7 +41,8 @@ ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 # As trainings were judged before: by one neutral question, other question forms and wordings.
 BY_ONE_QUESTION = ("new, 1", "trained, 1")
-NOTED = ("defaults-before", "defaults-gpu")  # the defaults once more, never trained anew
+# The defaults once more, and one that was stopped: never trained anew.
+NOTED = ("defaults-before", "defaults-gpu", "800-slangs-stopped")
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ SETTINGS = {
         sample=120,
     ),
     "800-slangs": Setting("the defaults", slangs=800, steps=1943, sample=120),
+    "800-slangs-stopped": Setting("the defaults, stopped at step 1550 of 1943", slangs=800),
 }
 
 
