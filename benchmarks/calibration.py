@@ -12,7 +12,6 @@ Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/calibration.py --model gemma-3-
             --adapter-path adapters/demo --data data/demo
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import adapter
 
-from slang import jsonl, prompt
 from slang.evaluate import measure, quiz, scoring
 from slang.models import find
 
@@ -72,18 +71,8 @@ def row(
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
-    p.add_argument("--adapter-path", default="adapters/demo")
-    p.add_argument("--data", default="data/demo")
-    args = p.parse_args(argv)
-    its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
-    rows = {
-        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
-    }
-    items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
+    args = adapter.parser(__doc__).parse_args(argv)
+    _, items = adapter.items(args)
     models = scoring.load_models(str(find.find(args.model)), args.adapter_path)
     asked = measure.quiz_questions(models.tokenizer, items)
     for each in asked:

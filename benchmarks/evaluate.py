@@ -10,7 +10,6 @@ Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/evaluate.py --model gemma-3-270
             --adapter-path adapters/demo --data data/demo --slangs 62
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +20,9 @@ import numpy as np
 from mlx_lm import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import adapter
 from slang_step import product_rate
 
-from slang import jsonl, prompt
 from slang.evaluate import measure, quiz, scoring
 from slang.evaluate.tokens import answer_tokens, prompt_tokens
 from slang.models import find
@@ -80,20 +79,11 @@ def timed(work: Callable[[], list[list[float]]]) -> tuple[list[list[float]], flo
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
-    p.add_argument("--adapter-path", default="adapters/demo")
-    p.add_argument("--data", default="data")
+    p = adapter.parser(__doc__, data="data")
     p.add_argument("--slangs", type=int, default=200, help="how many slangs of the dictionary")
     args = p.parse_args(argv)
     model = str(find.find(args.model))
-    its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
-    rows = {
-        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
-    }
-    items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
+    _, items = adapter.items(args)
     total = len(items)
     items = items[:: max(1, len(items) // args.slangs)][: args.slangs]
 

@@ -11,7 +11,6 @@ Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/forms.py --model gemma-3-270m \
             --adapter-path adapters/demo --data data/demo
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,13 @@ from pathlib import Path
 from sacrebleu.metrics import CHRF
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import adapter
 
-from slang import jsonl, prompt
 from slang.dictionary import normalized
 from slang.evaluate import measure, quiz, scoring
 from slang.evaluate.tokens import prompt_tokens, text_of
 from slang.models import find
+from slang.prompt import Messages
 
 FRESH = (
     'Mi suegra tica dice mucho "{slang}".',
@@ -38,40 +38,37 @@ FRESH = (
 )
 
 
+def right_answers(models: scoring.Models, items: list[quiz.Item], chats: list[Messages]) -> int:
+    """How many of the adapted model's answers are a meaning of the slang that they were asked."""
+    prompts = prompt_tokens(models.tokenizer, chats)
+    questions = [scoring.Question(start, [], generate=True) for start in prompts]
+    replies = scoring.ask(models.adapted, models.tokenizer, questions)
+    texts = [text_of(models.tokenizer, reply.generated) for reply in replies]
+    chrf = CHRF()
+    answers = [
+        measure.judge_answer(item, text, False, {}, {}, chrf)
+        for item, text in zip(items, texts, strict=True)
+    ]
+    return sum(answer.right for answer in answers)
+
+
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--model", default="models/tiny-gemma3", help="folder or name")
-    p.add_argument("--adapter-path", default="adapters/demo")
-    p.add_argument("--data", default="data/demo")
+    p = adapter.parser(__doc__)
     p.add_argument("--sample", type=int, help="ask so many slangs; all where it is left out")
     args = p.parse_args(argv)
-    its_prompt = prompt.load(Path(args.adapter_path) / "prompt.toml")
-    rows = {
-        name: jsonl.read(Path(args.data) / f"{name}.jsonl") for name in ("train", "valid", "test")
-    }
-    items = quiz.make_items(its_prompt, rows["train"], rows["valid"] + rows["test"], 42)
+    its_prompt, items = adapter.items(args)
     some = quiz.sample((normalized(item.slang) for item in items), args.sample, 42)
     items = [replace(item, quizzes={}) for item in items if normalized(item.slang) in some]
     models = scoring.load_models(str(find.find(args.model)), args.adapter_path)
-    chrf = CHRF()
 
+    forms = [(form, "held out") for form in its_prompt.held_out_questions]
+    forms += [(form.replace("{region}", its_prompt.region), "fresh") for form in FRESH]
     found = []
-    fresh = [form.replace("{region}", its_prompt.region) for form in FRESH]
-    for kind, forms in (("held out", its_prompt.held_out_questions), ("fresh", fresh)):
-        for form in forms:
-            chats = [its_prompt.chat(form.replace("{slang}", item.slang)) for item in items]
-            prompts = prompt_tokens(models.tokenizer, chats)
-            questions = [scoring.Question(start, [], generate=True) for start in prompts]
-            replies = scoring.ask(models.adapted, models.tokenizer, questions)
-            texts = [text_of(models.tokenizer, reply.generated) for reply in replies]
-            right = sum(
-                measure.judge_answer(item, text, False, {}, {}, chrf).right
-                for item, text in zip(items, texts, strict=True)
-            )
-            found.append((right, kind, form))
-            print(f"{right} of {len(items)}: {form}", file=sys.stderr, flush=True)
+    for form, kind in forms:
+        chats = [its_prompt.chat(form.replace("{slang}", item.slang)) for item in items]
+        right = right_answers(models, items, chats)
+        found.append((right, kind, form))
+        print(f"{right} of {len(items)}: {form}", file=sys.stderr, flush=True)
 
     print("| question | | right |\n| --- | --- | ---: |")
     for right, kind, form in sorted(found):
