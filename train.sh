@@ -32,9 +32,9 @@ flags=(
   --num-layers -1       # layers with an adapter, from the last; -1 is all (26 in the 1B model)
   --mask-prompt         # learn the answer, not the question
   --steps-per-report 10 # print the training loss this often
-  --steps-per-eval 40   # and the loss on valid.jsonl this often
+  --steps-per-eval 200  # and the loss on valid.jsonl this often
   --val-batches -1      # over all of it
-  --save-every 50       # keep a checkpoint, and the state for --resume, this often
+  --save-every 200      # keep a checkpoint, and the state for --resume, this often
   --seed 42
   # --grad-checkpoint   # less memory, a third more time
   # --fine-tune-type dora

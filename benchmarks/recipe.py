@@ -64,6 +64,8 @@ class Setting:
     keys: tuple[str, ...] = ()  # linear layers with an adapter; all where there is none
     batch_size: int = 16
     weight_decay: float = 0  # of AdamW; Adam where it is 0
+    dropout: float = 0  # of what LoRA sees
+    variant: str = ""  # of variant.py; slang.train as it is where there is none
     share: str = "0.1"  # of everyday rows for one of the dictionary's
     sample: int | None = None  # slangs that the evaluation asks; all where it is None
 
@@ -77,7 +79,7 @@ class Setting:
 
     def config(self) -> dict[str, dict]:
         """What only a file tells slang.train (-c)."""
-        lora = {"rank": self.rank, "scale": self.scale, "dropout": 0.0}
+        lora = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
         if self.keys:
             lora["keys"] = self.keys
         if not self.weight_decay:
@@ -139,6 +141,9 @@ SETTINGS = {
     "weight-decay": Setting("the defaults, AdamW with a weight decay of 3", weight_decay=3),
     "attention": Setting("the defaults, an adapter on attention alone", keys=ATTENTION),
     "mlp": Setting("the defaults, an adapter on the MLPs alone", keys=MLP),
+    "dropout": Setting("the defaults, LoRA with a dropout of 0.1", dropout=0.1, variant="dropout"),
+    "together": Setting("the defaults, a slang's rows in one batch", variant="together"),
+    "held": Setting("the defaults, everyday rows held by KL to the base model", variant="held"),
     "400-slangs": Setting("the defaults", slangs=400, steps=959, sample=120),
     "400-slangs-questions-20": of_20(
         "the first 20 question forms", slangs=400, steps=959, sample=120
@@ -216,7 +221,8 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     # JSON is YAML too.
     (folder / "lora.yaml").write_text(json.dumps(setting.config()), encoding="utf-8")
     flags += ["-c", folder / "lora.yaml"]
-    run("-m", "slang.train", "--train", *flags, log=folder / "train.txt")
+    trainer = ["benchmarks/variant.py", setting.variant] if setting.variant else ["-m", "slang.train"]
+    run(*trainer, "--train", *flags, log=folder / "train.txt")
     result = folder / "result.json"
     some = ["--sample", setting.sample] if setting.sample else []
     evaluated = ["--quick", *some, *place, "--output", result]
