@@ -2,8 +2,9 @@
 # Talk to the adapted model, with the system prompt that it was trained with.
 #
 #   ./chat.sh                             a conversation: r starts anew, q or Ctrl-D leaves
-#   ./chat.sh "pura vida"                 a bare slang is asked in the first question form
-#   ./chat.sh 'Qué es "pura vida"?'       a question is asked as it stands
+#   ./chat.sh 'Qué es "pura vida"?'       what has ?, ¿ or quotation marks is asked as it stands,
+#                                         and so is what has a question form of prompt.toml
+#   ./chat.sh "pura vida"                 all else is a slang, asked in the first question form
 #   ./chat.sh --baseline [...]            the base model, for comparison
 #   ./chat.sh <slangs.txt >answers.txt    each line for itself, an answer a line
 #   ./chat.sh --gguf FILE.gguf [...]      an exported file, in llama.cpp

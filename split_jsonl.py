@@ -129,6 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     """Write the four files and print the table."""
     p = parser()
     args = p.parse_args(argv)
+    for name in ("train", "valid"):
+        if not getattr(args, f"{name}_ratio"):
+            p.error(f"--{name}-ratio 0: {name} would be empty; give a share above 0")
     if args.train_ratio + args.valid_ratio >= 1:
         ratios = f"--train-ratio {args.train_ratio} and --valid-ratio {args.valid_ratio}"
         p.error(f"{ratios} leave nothing to test; their sum has to be below 1")

@@ -34,7 +34,7 @@ flags=(
   --steps-per-report 10 # print the training loss this often
   --steps-per-eval 200  # and the loss on valid.jsonl this often
   --val-batches -1      # over all of it
-  --save-every 200      # keep a checkpoint, and the state for --resume, this often
+  --save-every 100      # keep a checkpoint, and the state for --resume, this often
   --seed 42
   # --grad-checkpoint   # less memory, a third more time
   # --fine-tune-type dora

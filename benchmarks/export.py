@@ -9,6 +9,7 @@ Run as: python benchmarks/export.py            every type
         python benchmarks/export.py bf16 q8_0  some
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -101,7 +102,9 @@ def measure(command: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> int:
-    kinds = sys.argv[1:] or list(TYPES)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("types", nargs="*", help=f"of {', '.join(TYPES)}; all when none is named")
+    kinds = p.parse_args().types or list(TYPES)
     with tempfile.TemporaryDirectory(dir=ROOT) as temporary:
         folder = Path(temporary)
         source = write_model(folder)

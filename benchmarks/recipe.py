@@ -42,7 +42,7 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 # As trainings were judged before: by one neutral question, other question forms and wordings.
 BY_ONE_QUESTION = ("new, 1", "trained, 1")
 # The defaults once more, and one that was stopped: never trained anew.
-NOTED = ("defaults-before", "defaults-gpu", "800-slangs-stopped")
+NOTED = ("first-everyday", "defaults-before", "defaults-gpu", "800-slangs-stopped")
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,13 @@ class Setting:
         return {"lora_parameters": lora, "optimizer_config": decay}
 
 
-# Trained when prompt.toml had no more question forms; the same questions as then.
+# Trained when prompt.toml had no more question forms, and with the first rows of everyday.jsonl; the
+# same questions as then.
 of_20 = partial(Setting, questions=20)
 SETTINGS = {
     "defaults": Setting("24 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
-    "questions-20": of_20("the same with the first 20 question forms"),
+    "first-everyday": Setting("the same with the first 67 everyday rows, of three topics"),
+    "questions-20": of_20("first-everyday with the first 20 question forms"),
     "defaults-before": of_20("the same, trained before"),
     "defaults-gpu": of_20("the same"),
     "epochs-4": of_20("the same for 4 epochs", steps=184),

@@ -8,6 +8,7 @@ given to make_jsonl.py.
 Run as: OPENBLAS_NUM_THREADS=1 python benchmarks/spelling.py adapters/plain-0 adapters/plain-0.2
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def answers(model, tokenizer, chats: list[prompt.Messages]) -> list[str]:
     return [normalized(text) for text in texts]
 
 
-def main(adapters: list[str]) -> int:
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("adapters", nargs="+", help="folders of adapters of the tiny model")
+    args = p.parse_args()
     its_prompt = prompt.load(ROOT / "prompt.toml")
     meanings = meanings_by_slang()
     slangs = [slang for slang in meanings for _ in its_prompt.questions]
@@ -47,7 +51,7 @@ def main(adapters: list[str]) -> int:
 
     columns = ("questions", "same answer", "right as written", "right as typed")
     print(" " * 24 + "".join(f"{name:>18}" for name in columns))
-    for adapter in adapters:
+    for adapter in args.adapters:
         model, tokenizer = mlx_lm.load(str(ROOT / "models/tiny-gemma3"), adapter_path=adapter)
         found = [answers(model, tokenizer, chats) for chats in (as_written, typed)]
         same = sum(a == b for a, b in zip(*found, strict=True))
@@ -60,4 +64,4 @@ def main(adapters: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -116,7 +116,7 @@ def compare(args) -> None:
           f"numpy {np.__version__}; {folder.name}, {args.threads} threads, {unit} seconds, "
           f"a prefix of {prefix} tokens")  # fmt: skip
     head = ["rows", "tokens", "answers", "engine", "s a step", "to arithmetic", "rows/s"]
-    head += ["slang is", "peak, GB", "slang's", "gradient"]
+    head += ["slower than slang", "peak, GB", "slang's share", "gradient"]
     print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|", flush=True)
     for size in args.batch:
         compare_batch(size, args, folder, rows, prefix)

@@ -104,9 +104,9 @@ def held() -> None:
     the adapter changes nothing yet, and the model is the base model."""
     add = Rows.add
 
-    def add_everyday(rows: Rows, other: Rows, count: int) -> None:
+    def add_everyday(rows: Rows, *other) -> None:
         rows.n_own = len(rows)
-        add(rows, other, count)
+        add(rows, *other)
 
     def make_network(settings, model, sets):
         return HeldNetwork(model, batches.prefix_before_answers(sets), sets[0])

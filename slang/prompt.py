@@ -132,9 +132,21 @@ def _filled(prompt: Prompt) -> Prompt:
     )
 
 
+def _asks(form: str, text: str) -> bool:
+    """Whether a text is this form about some slang, but for its spelling."""
+    some_slang = "someslang"
+    before, *_, after = normalized(form.replace("{slang}", some_slang)).split(some_slang)
+    asked = normalized(text)
+    return bool(before or after) and asked.startswith(before) and asked.endswith(after)
+
+
 def question(prompt: Prompt, text: str) -> str:
-    """A question as it stands (it has ?, ¿ or quotes), else the first form about the slang."""
-    is_question = re.search(r"[?¿\"“”«»]", text)
+    """A question as it stands, else the first form about the slang.
+
+    A question has ?, ¿ or quotes, or is in a form of prompt.toml: "qué es tuanis".
+    """
+    forms = (*prompt.questions, *prompt.held_out_questions)
+    is_question = re.search(r"[?¿\"“”«»]", text) or any(_asks(form, text) for form in forms)
     messages = prompt.chat(text) if is_question else prompt.ask(text)
     return messages[-1]["content"]
 

@@ -260,6 +260,22 @@ def test_the_sizes_left_out_are_those_of_mlx_lm() -> None:
     assert {getattr(ours, name) == getattr(theirs, name) for name in names} == {True}
 
 
+def test_another_model_of_the_same_shapes_is_told_once(adapter: Path, capsys) -> None:
+    edited("adapter_config.json", model="mlx-community/gemma-3-4bit")(adapter)
+    load(TINY, str(adapter))
+    load(TINY, str(adapter))
+    what = f"trained on mlx-community/gemma-3-4bit, and used with {TINY}"
+    remedy = "set MODEL=mlx-community/gemma-3-4bit, unless that is meant"
+    assert capsys.readouterr().err == f"{adapter}: {what}; {remedy}\n"
+
+
+@pytest.mark.parametrize("trained_on", [TINY, str(ROOT / TINY), "/elsewhere/tiny-gemma3", None])
+def test_the_same_model_by_another_path_is_not(trained_on, adapter: Path, capsys) -> None:
+    edited("adapter_config.json", model=trained_on)(adapter)
+    load(TINY, str(adapter))
+    assert capsys.readouterr().err == ""
+
+
 # ------------------------------------------------------------------------------------ a fused model
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 from slang import prompt
 from slang.errors import UserError
@@ -193,6 +193,26 @@ def test_bare_slang_becomes_a_question_and_a_question_stays(tmp_path):
     asked = load(tmp_path, GOOD)
     assert prompt.question(asked, "pura vida") == 'Qué significa en Costa Rica "pura vida"?'
     assert prompt.question(asked, "qué es pura vida?") == "qué es pura vida?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "que es tuanis",
+        "Significado de tuanis",
+        "Por acá dicen mucho tuanis y nadie me lo explica.",
+        "decime qué se entiende por tuanis entre la gente de costa rica",
+    ],
+)
+def test_a_question_in_a_known_form_needs_no_question_mark(text):
+    ours = prompt.load(ROOT / "prompt.toml")
+    assert prompt.question(ours, text) == text
+
+
+@pytest.mark.parametrize("slang", ["pura vida", "qué chiva", "gracias", "por dicha", "significado"])
+def test_what_only_begins_like_a_form_is_a_slang(slang):
+    ours = prompt.load(ROOT / "prompt.toml")
+    assert prompt.question(ours, slang) == f'Qué significa en Costa Rica "{slang}"?'
 
 
 def test_check_names_the_record_made_with_another_prompt(tmp_path):

@@ -202,6 +202,7 @@ def test_a_file_that_is_not_there(tmp_path):
         ("--train-ratio nan", "argument --train-ratio: 'nan': give a number from 0 to 1"),
         ("--valid-ratio 1.5", "argument --valid-ratio: '1.5': give a number from 0 to 1"),
         ("--train-ratio x", "argument --train-ratio: 'x': give a number from 0 to 1"),
+        ("--valid-ratio 0", "--valid-ratio 0: valid would be empty; give a share above 0"),
         ("--seed 1.5", "argument --seed: invalid int value: '1.5'"),
         (
             "--train-ratio 0.9 --valid-ratio 0.1",

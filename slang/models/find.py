@@ -14,9 +14,11 @@ Run as: python -m slang.models models/tiny-gemma3
 """
 
 import argparse
+import functools
 import glob
 import importlib.util
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -242,12 +244,18 @@ def is_fused(folder: Path) -> bool:
     return made_here or (folder / FUSED).is_file()
 
 
+@functools.cache
+def tell_once(message: str) -> None:
+    """On stderr; an adapter is checked before a download and again when it is loaded."""
+    print(message, file=sys.stderr)
+
+
 def check_adapter(
     adapter: Path, model: str, config: ModelConfig, folder: Path | None = None
 ) -> None:
     """Raises UserError where an adapter's files are missing or cut off, or it does not fit.
 
-    `model` is what the person calls it, `folder` where it is if that is another place. What is
+    Another model of the same shapes, such as the 4-bit one, is used and told. `model` is what the person calls it, `folder` where it is if that is another place. What is
     known from config.json is checked here, so before a model is downloaded too.
     """
     about = read_adapter_config(adapter)
@@ -262,6 +270,9 @@ def check_adapter(
         weight_shapes(path, TRAIN_AGAIN)
     else:
         check_tensors(path, model, about, expected)
+    if about.model and Path(about.model).name not in (Path(model).name, folder.name):
+        remedy = f"set MODEL={about.model}, unless that is meant"
+        tell_once(f"{adapter}: trained on {about.model}, and used with {model}; {remedy}")
 
 
 def need_files(adapter: Path) -> None:

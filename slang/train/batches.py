@@ -51,11 +51,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, other: "Rows", count: int) -> None:
-        """Take in so many rows of another set, which begins again after its last."""
-        for i in range(count):
-            self.tokens.append(other.tokens[i % len(other)])
-            self.starts.append(other.starts[i % len(other)])
+    def add(self, other: "Rows", count: int, seed: int) -> None:
+        """Take in so many rows of another set in random order, which begins again after the last.
+
+        The first rows of a file that is sorted by topic would be of one topic.
+        """
+        order = np.random.default_rng(seed).permutation(len(other))
+        for i in np.resize(order, count):
+            self.tokens.append(other.tokens[i])
+            self.starts.append(other.starts[i])
 
     def answer_tokens(self, indices: Iterable[int]) -> int:
         return sum(len(self.tokens[i]) - self.starts[i] for i in indices)

@@ -187,7 +187,7 @@ def train_model(
     valid = Rows(valid_pairs, length, "valid.jsonl") if valid_pairs else None
     everyday = Rows(everyday_pairs, length, settings.everyday or "")
     n_everyday = math.ceil(len(rows) * settings.everyday_share) if len(everyday) else 0
-    rows.add(everyday, n_everyday)
+    rows.add(everyday, n_everyday, settings.seed)
     sets = [rows, valid] if valid else [rows]
     if not all(len(some) for some in sets):
         raise UserError(f"{settings.data}: no row has an answer within --max-seq-length {length}")

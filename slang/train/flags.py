@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--bias-correction",
         action=argparse.BooleanOptionalAction,
         help="Adam as it was published, with its bias corrected; MLX leaves that out, and its "
-        "first hundred steps are three to six times as large.",
+        "first hundred steps are 3 to 6.5 times as large.",
     )
     p.add_argument(
         "--everyday",
