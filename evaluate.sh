@@ -36,5 +36,5 @@ refuse --results "set RESULTS in its place" "$@"
 refuse --cache "set CACHE in its place" "$@"
 
 need_venv
-run_last python -m slang.evaluate --ask "${ask[@]}" --model "$MODEL" \
+run_last python -m slang.evaluate --ask ${ask[@]+"${ask[@]}"} --model "$MODEL" \
   --adapter-path "$ADAPTER_PATH" --data "$DATA" --results "$RESULTS" --cache "$CACHE" "$@"

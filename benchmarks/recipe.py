@@ -88,8 +88,7 @@ class Setting:
         return {"lora_parameters": lora, "optimizer_config": decay}
 
 
-# Trained when prompt.toml had no more question forms, and with the first rows of everyday.jsonl; the
-# same questions as then.
+# Trained when prompt.toml had no more question forms, and everyday rows were the file's first ones.
 of_20 = partial(Setting, questions=20)
 SETTINGS = {
     "defaults": Setting("24 question forms, 7e-4, everyday Spanish for a tenth, 3.5 epochs"),
@@ -223,8 +222,10 @@ def train(name: str, setting: Setting, seed: int, model: str) -> None:
     # JSON is YAML too.
     (folder / "lora.yaml").write_text(json.dumps(setting.config()), encoding="utf-8")
     flags += ["-c", folder / "lora.yaml"]
-    trainer = ["benchmarks/variant.py", setting.variant] if setting.variant else ["-m", "slang.train"]
-    run(*trainer, "--train", *flags, log=folder / "train.txt")
+    program = ["-m", "slang.train"]
+    if setting.variant:
+        program = ["benchmarks/variant.py", setting.variant]
+    run(*program, "--train", *flags, log=folder / "train.txt")
     result = folder / "result.json"
     some = ["--sample", setting.sample] if setting.sample else []
     evaluated = ["--quick", *some, *place, "--output", result]

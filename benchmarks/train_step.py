@@ -184,7 +184,7 @@ def shapes(folder: Path, rows: Rows) -> None:
         exact = work.needed(np.array([*found])) @ counts
         rounded = [sizes.rounded(prefix) for sizes in found]
         line = f"| {size} | {iters} "
-        for padded in (rounded, [*plan(found, work).values()]):
+        for padded in (rounded, [*plan(found, prefix, work).values()]):
             line += (
                 f"| {len(set(padded))} | {work.needed(np.array(padded)) @ counts / exact - 1:+.1%} "
             )

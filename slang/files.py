@@ -93,9 +93,10 @@ def need_folder(folder: Path, remedy: str) -> None:
 
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[BinaryIO]]:
-    """Open a part beside each path; when the block ends well, all take their places, else none.
+    """Open a part beside each path; when the block ends well, they take their places, else none.
 
-    A link is replaced by a file, and what it leads to stays. A pipe or device is written as it is.
+    They do so one after the other, and kill -9 can come in between. A link is replaced by a file,
+    and what it leads to stays. A pipe or device is written as it is.
     Raises UserError where a path is a folder or is write-protected, OSError where its folder can't
     be written or is full.
     """

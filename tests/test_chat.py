@@ -275,7 +275,7 @@ def test_an_exported_file_is_asked_from_where_one_stands(exported):
 
 
 @pytest.mark.slow
-def test_what_an_exported_file_cannot_be_asked_is_one_line(exported):
+def test_what_an_exported_file_cannot_be_asked_is_one_line(exported, tmp_path):
     long = chat("--gguf", str(exported), "a " * 5000)
     assert long.returncode == 1 and long.stdout == ""
     assert told(long)[-1].startswith("the question: 50") and "{" not in told(long)[-1]
@@ -287,5 +287,9 @@ def test_what_an_exported_file_cannot_be_asked_is_one_line(exported):
         done = chat("--gguf", name, "mae", cwd=exported.parent)
         assert (done.returncode, done.stdout, len(told(done))) == (1, "", 1), done.stderr
         assert what in told(done)[0] and str(exported.parent) in told(done)[0]
+    half = tmp_path / "half.gguf"
+    half.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
+    done = chat("--gguf", str(half), "mae")
+    assert done.returncode == 1 and "llama.cpp can't load it; it is cut off" in told(done)[-1]
     unknown = chat("--gguf", str(exported), "--nonsense", "3", "mae")
     assert unknown.returncode == 2 and "unknown flag --nonsense" in told(unknown)[0]

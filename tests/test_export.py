@@ -29,7 +29,7 @@ from exporting import (
 )
 
 from slang.export.check import Comparison, check, table
-from slang.export.llama import LlamaCpp
+from slang.export.llama import LlamaCpp, greedy_chat
 from slang.export.reference import Reference
 from slang.export.weights import TYPES
 from slang.export.write import export
@@ -229,4 +229,5 @@ def test_chat_sh_asks_the_file(fused: Path, files: dict[str, Path], reference: R
     question = asked.questions[0].replace("{slang}", "mae")
     done = run(ROOT / "chat.sh", "--gguf", files["f32"], "mae", VENV=sys.prefix)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == LlamaCpp(files["f32"]).ask(question) + "\n"
+    reply = LlamaCpp(files["f32"]).request("/v1/chat/completions", greedy_chat(question))
+    assert done.stdout == reply["choices"][0]["message"]["content"].strip() + "\n"

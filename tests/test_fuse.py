@@ -284,8 +284,9 @@ def test_no_other_model_is_replaced(variables: dict[str, str], tmp_path: Path) -
 def test_a_quantised_model_is_refused_at_once(variables: dict[str, str], tmp_path: Path) -> None:
     base = Path(shutil.copytree(ROOT / TINY, tmp_path / "m"))
     edit(base / "config.json", quantization={"group_size": 64, "bits": 4})
-    done = fuse(variables, MODEL=base)
-    refused(done, "the model is quantised; fuse it with ./fuse.sh --dequantize")
+    for flags in ([], ["--no-gguf"]):
+        done = fuse(variables, *flags, MODEL=base)
+        refused(done, "the model is quantised; fuse it with ./fuse.sh --dequantize")
 
 
 def test_a_quantised_model_is_fused_unquantised(variables: dict[str, str], tmp_path: Path) -> None:

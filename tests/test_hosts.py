@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +60,27 @@ def test_two_machines_have_the_loss_curve_of_one(data, one_machine, tmp_path):
     assert "Best iteration" in said, said
     for name in ("train_loss", "val_loss"):
         assert losses(tmp_path / "a", name) == pytest.approx(losses(one_machine, name), rel=1e-4)
+
+
+OTHER_ROWS = """
+import os, sys
+from slang.train import command
+place = sys.argv.index("--data") + 1
+sys.argv[place] += os.environ["MLX_RANK"]
+sys.exit(command.main())
+"""
+
+
+def test_machines_with_different_rows_are_told_before_the_first_step(data, tmp_path, monkeypatch):
+    for rank in (0, 1):
+        shutil.copytree(data, tmp_path / f"d{rank}")
+    (tmp_path / "d1/valid.jsonl").unlink()
+    script = tmp_path / "other.py"
+    script.write_text(OTHER_ROWS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said = on_two_machines([sys.executable, script], *flags(tmp_path / "d", tmp_path / "a"))
+    assert said.count("the machines have different rows there; copy the folder to each") == 2
+    assert not (tmp_path / "a/adapters.safetensors").exists()
 
 
 APART = """

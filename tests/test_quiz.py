@@ -49,6 +49,19 @@ def test_items_ask_held_out_forms_and_draw_no_meaning_that_is_alike():
     assert quiz.make_items(PROMPT, rows(*pairs), [], seed=7) == items
 
 
+def test_no_quiz_has_the_right_meaning_twice():
+    """Also where two slangs share a wording that no group of synonyms names."""
+    pairs = [(f"s{i}", f"Significado{i} especial{i} distinto{i}.") for i in range(8)]
+    pairs += [
+        ("yy", "Persona con la que uno tiene amistad."),
+        ("zz", "persona con la que uno tiene amistad"),
+    ]
+    for item in quiz.make_items(PROMPT, rows(*pairs), [], seed=7):
+        for choices in item.quizzes.values():
+            right, *others = map(normalized, choices)
+            assert right not in others
+
+
 def test_slangs_of_one_group_are_no_distractors_of_each_other():
     """Bote, tabo and tarro are a jail; tarro is a face too. Nothing in these wordings is alike."""
     slangs = ["bote", "tabo", "tarro", "jáquima", "birra", "filo", "guaba", "yurro"]

@@ -357,9 +357,15 @@ def test_an_adapter_to_begin_with(data, whole, tmp_path):
     trained(data, tmp_path / "a", **begin)
     first = losses(tmp_path / "a", "val_loss")[0]
     assert first == pytest.approx(losses(whole, "val_loss")[13], abs=1e-5)
+    # Stopped after it had replaced the file that it began with.
+    begin = {"resume_adapter_file": tmp_path / "a/adapters.safetensors"}
+    trained(data, tmp_path / "a", iters=2, **begin)
+    trained(data, tmp_path / "a", iters=3, resume=True, **begin)
+    assert 3 in losses(tmp_path / "a", "train_loss")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((whole / "adapters.safetensors").read_bytes()[:-1])
+    begin = {"resume_adapter_file": whole / "adapters.safetensors", "num_layers": 1}
     with pytest.raises(UserError, match="not an adapter of this model and these settings; give"):
-        command.main(flags(data, tmp_path / "b", **begin | {"num_layers": 1}))
+        command.main(flags(data, tmp_path / "b", **begin))
     with pytest.raises(UserError, match=f"^{cut}: not a whole safetensors file"):
-        command.main(flags(data, tmp_path / "b", **begin | {"resume_adapter_file": cut}))
+        command.main(flags(data, tmp_path / "b", resume_adapter_file=cut))

@@ -100,7 +100,8 @@ class ExportedModel:
         """The answer to the last message. Raises UserError where it is too long."""
         chat = {"messages": messages}
         text = self.server.request("/apply-template", chat)["prompt"]
-        tokens = self.server.request("/tokenize", {"content": text, "parse_special": True})
+        whole = {"content": text, "add_special": True, "parse_special": True}
+        tokens = self.server.request("/tokenize", whole)
         need_room(len(tokens["tokens"]), self.context)
         reply = self.server.request("/v1/chat/completions", chat | self.settings)
         yield reply["choices"][0]["message"]["content"]

@@ -164,6 +164,13 @@ class Draw:
         self.likeness = likeness([table.meanings(slang) for slang in self.slangs])
         self.seen = np.array([bool(table.trained[slang]) for slang in self.slangs])
         self.synonyms = same_meaning(synonyms_file)
+        with_meaning: dict[str, set[str]] = defaultdict(set)
+        for slang in self.slangs:
+            for meaning in table.meanings(slang):
+                with_meaning[normalized(meaning)].add(slang)
+        for slangs in with_meaning.values():  # those that share one are synonyms too
+            for slang in slangs:
+                self.synonyms[slang] = self.synonyms[slang] | slangs
         digests = [
             hashlib.blake2b(f"{seed}\0{slang}".encode(), digest_size=8).digest()
             for slang in self.slangs

@@ -26,7 +26,8 @@ DRAWN_TOGETHER = 500
 HARM = 1.10  # control loss above this many times the baseline's is harm done
 CHOICE = "choice accuracy, "  # and the name of the quiz
 UNSEEN = ", unseen slangs"
-HEADLINES = (CHOICE + NEW, CHOICE + TRAINED, CHOICE + NEW + UNSEEN)  # what the verdict goes by
+# What the verdict goes by, beside the harm that is done.
+HEADLINES = (CHOICE + NEW, CHOICE + TRAINED, CHOICE + NEW + UNSEEN)
 SCORES = {
     "right answers": "right",
     "exact answers": "exact",

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from slang.errors import UserError
 from slang.prompt import Messages
 
 END_OF_TURN = "<end_of_turn>"  # Gemma's; the chat template writes it behind every turn
 
 
 def end_of_turn(tokenizer) -> int:
-    """The token that ends an answer."""
-    return tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    """The token that ends an answer. Raises UserError where there is none: not Gemma's."""
+    token = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    if token in (None, tokenizer.unk_token_id):
+        raise UserError(f"the tokenizer has no {END_OF_TURN}; set MODEL to a Gemma 3 model")
+    return token
 
 
 def stop_tokens(tokenizer) -> set[int]:

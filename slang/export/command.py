@@ -3,7 +3,6 @@
 Run as: python -m slang.export --model M --adapter-path A --fused-path F    what fuse.sh runs
         python -m slang.export fused_model --type bf16 q4_k_m
         python -m slang.export --check fused_model/gemma-3-1b-it-slang-Q4_K_M.gguf
-        python -m slang.export --ask fused_model/gemma-3-1b-it-slang-Q4_K_M.gguf 'Qué es "mae"?'
 """
 
 import argparse
@@ -22,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m slang.export",
         description=__doc__.split("\n")[0],
-        usage="%(prog)s FOLDER | --fused-path FOLDER ... | --check FILE ... | --ask FILE QUESTION",
+        usage="%(prog)s FOLDER | --fused-path FOLDER ... | --check FILE ...",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -58,11 +57,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     check.add_argument("--questions", type=some, default=QUESTIONS, help="cut into tokens")
     check.add_argument("--answers", type=some, default=ANSWERS, help="of them answered")
 
-    p.add_argument("--ask", nargs=2, metavar=("FILE", "QUESTION"), help="one answer of a GGUF file")
     args = p.parse_args(argv)
-    tasks = [args.folder, args.fused_path, args.check, args.ask]
+    tasks = [args.folder, args.fused_path, args.check]
     if sum(task is not None for task in tasks) != 1:
-        p.error("give a folder to export, --fused-path, --check FILE, or --ask FILE QUESTION")
+        p.error("give a folder to export, --fused-path, or --check FILE")
     if args.fused_path is not None and None in (args.model, args.adapter_path):
         p.error("--fused-path needs --model and --adapter-path")
     if args.name and not args.folder:
@@ -74,14 +72,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """What needs MLX is imported where it is needed: an answer of a file does without."""
+    """What needs MLX is imported where it is needed, so that a wrong flag is told at once."""
     args = parse(argv)
-    if args.ask:
-        from slang.export.llama import LlamaCpp
-
-        file, question = args.ask
-        print(LlamaCpp(Path(file)).ask(question))
-        return 0
     if args.check:
         return check_files(args)
     if args.fused_path is not None:

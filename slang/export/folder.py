@@ -26,6 +26,11 @@ class ConfigJson(msgspec.Struct):
     rope_scaling: dict[str, Any] | None = None
     hidden_activation: str | None = GELU
     attention_bias: bool | None = False
+
+
+class Quantised(msgspec.Struct):
+    """What config.json says of a quantised model."""
+
     quantization: Any = None
     quantization_config: Any = None
 
@@ -60,6 +65,14 @@ def read_template(folder: Path) -> str:
     return template
 
 
+def need_unquantised(config: Path) -> None:
+    """Raises UserError for a quantised model: with an adapter in it, it would be rounded anew, by
+    nearly as much as the adapter changes."""
+    found = read_json(config, Quantised, FUSE)
+    if found.quantization or found.quantization_config:
+        raise UserError(f"{config}: the model is quantised; fuse it with ./fuse.sh --dequantize")
+
+
 def read_config(folder: Path, dequantize: bool = False) -> ModelArgs:
     """config.json as mlx_lm reads it.
 
@@ -71,8 +84,8 @@ def read_config(folder: Path, dequantize: bool = False) -> ModelArgs:
     if settings.model_type != "gemma3_text":
         what = "only text models (gemma3_text) can be exported, such as gemma-3-1b-it"
         raise UserError(f"{path}: model_type is {settings.model_type!r}; {what}")
-    if (settings.quantization or settings.quantization_config) and not dequantize:
-        raise UserError(f"{path}: the model is quantised; fuse it with ./fuse.sh --dequantize")
+    if not dequantize:
+        need_unquantised(path)
     values = read_json(path, dict[str, Any], FUSE)
     if values.get("rope_scaling") is None:
         values.pop("rope_scaling", None)

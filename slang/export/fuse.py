@@ -26,7 +26,7 @@ from mlx_lm.utils import dequantize_model, load_config, save
 from slang import files, prompt
 from slang.errors import Stopped, UserError
 from slang.export.check import differing
-from slang.export.folder import read_config
+from slang.export.folder import need_unquantised, read_config
 from slang.export.reference import Reference, read_answers
 from slang.export.weights import TYPES, file_size, gguf_shapes
 from slang.export.write import check_room, check_system, export, metadata
@@ -199,6 +199,8 @@ def fuse(task: Task) -> None:
     if task.fused.exists() and task.fused.samefile(folder):
         raise UserError(f"{task.fused}: the base model itself, which would be lost; {ANOTHER}")
     name = name_of(task.model, folder)
+    if not task.dequantize:
+        need_unquantised(folder / "config.json")
     if task.kinds:
         check_export(task, folder, name, system)
     with building(task.fused) as part:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from slang import files
 from slang.errors import UserError
-from slang.text import checked
 
 MAX_TOKENS = 64  # of an answer
 CONTEXT = 4096  # tokens of question and answer; llama.cpp takes fewer where the model can't
@@ -89,24 +88,6 @@ class LlamaCpp:
         """How many tokens a question and its answer may have together."""
         (model,) = self.request("/v1/models")["data"]
         return model["meta"]["n_ctx"]
-
-    def ask(self, question: str) -> str:
-        """The greedy answer to a user's message, in a chat without a system message.
-
-        Raises UserError for a question that the model must not see, or is too long for it.
-        """
-        if not question.strip():
-            raise UserError("the question: nothing in it; write one")
-        chat = greedy_chat(checked(question, "the question"))
-        text = self.request("/apply-template", {"messages": chat["messages"]})["prompt"]
-        body = {"content": text, "add_special": True, "parse_special": True}
-        n_tokens = len(self.request("/tokenize", body)["tokens"])
-        room = self.room() - MAX_TOKENS
-        if n_tokens > room:
-            what = f"{n_tokens} tokens with the system prompt, and the model has room for {room}"
-            raise UserError(f"the question: {what}; ask a shorter one")
-        reply = self.request("/v1/chat/completions", chat)
-        return reply["choices"][0]["message"]["content"].strip()
 
 
 def reason(reply: bytes) -> str:

@@ -255,8 +255,9 @@ def check_adapter(
 ) -> None:
     """Raises UserError where an adapter's files are missing or cut off, or it does not fit.
 
-    Another model of the same shapes, such as the 4-bit one, is used and told. `model` is what the person calls it, `folder` where it is if that is another place. What is
-    known from config.json is checked here, so before a model is downloaded too.
+    Another model of the same shapes, such as the 4-bit one, is used and told. `model` is what the
+    person calls it, `folder` where it is if that is another place. What is known from config.json
+    is checked here, so before a model is downloaded too.
     """
     about = read_adapter_config(adapter)
     folder = folder or Path(model)

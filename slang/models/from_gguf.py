@@ -359,7 +359,7 @@ def folder_of(path: Path, cache: Path = CACHE, model: str = "") -> Path:
 
 def made_of(source: dict[str, str | int], home: Path) -> Path | None:
     """The folder that was made of this state of a file, or None."""
-    for about in home.glob(f"*/{SOURCE}"):
+    for about in home.glob(f"[!.]*/{SOURCE}"):  # a killed run leaves .name.part
         try:
             if msgspec.json.decode(about.read_bytes(), type=Source).source == source:
                 return about.parent

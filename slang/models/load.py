@@ -60,6 +60,19 @@ def check_template(tokenizer: TokenizerWrapper, source: str) -> None:
                 raise ValueError(f"it leaves out what the {message['role']} says")
 
 
+def add_layers(net: nn.Module, kind: str, num_layers: int, lora: dict) -> None:
+    """Freeze a model but for what an adapter changes in its last layers, in all where it is -1.
+
+    kind  lora or dora: matrices beside those that `lora` names; full: the layers themselves
+    """
+    net.freeze()
+    if kind == "full":
+        for layer in net.layers[-max(num_layers, 0) :]:
+            layer.unfreeze()
+    else:
+        linear_to_lora_layers(net, num_layers, lora, use_dora=kind == "dora")
+
+
 def add_adapter(net: nn.Module, adapter: Path, model: str) -> None:
     """Give a model its adapter, as mlx_lm.tuner.utils.load_adapters, which is content with a part.
 
@@ -68,14 +81,8 @@ def add_adapter(net: nn.Module, adapter: Path, model: str) -> None:
     about = find.read_adapter_config(adapter)
     path = adapter / "adapters.safetensors"
     with one_line(f"{path}: mlx_lm can't load it", find.TRAIN_AGAIN):
-        net.freeze()
-        if about.fine_tune_type == "full":
-            for layer in net.layers[-max(about.num_layers, 0) :]:
-                layer.unfreeze()
-        else:
-            lora = msgspec.to_builtins(about.lora_parameters)
-            use_dora = about.fine_tune_type == "dora"
-            linear_to_lora_layers(net, about.num_layers, lora, use_dora=use_dora)
+        lora = msgspec.to_builtins(about.lora_parameters)
+        add_layers(net, about.fine_tune_type, about.num_layers, lora)
         expected = {name: array.shape for name, array in tree_flatten(net.trainable_parameters())}
         find.check_tensors(path, model, about, expected)
         weights = mx.load(str(path))

@@ -37,6 +37,7 @@ STATE = "resume.safetensors"
 ADAPTER = "adapters.safetensors"
 BEST = "adapters_best.safetensors"
 LAST = "adapters_last.safetensors"
+BEGUN_WITH = "adapter to begin with"  # in a run's identity
 Parts = dict[str, dict[str, mx.array]]  # adapter, best, optimizer, gradient, random: their arrays
 
 
@@ -91,6 +92,11 @@ class State(msgspec.Struct):
     numbers: Numbers
     log: list[dict[str, int | float]]
     window: Window = msgspec.field(default_factory=Window)
+
+
+def goes_on(settings: Settings) -> bool:
+    """Whether a run begins with a saved state."""
+    return bool(settings.resume) and (Path(settings.adapter_path) / STATE).is_file()
 
 
 def foreign(path: Path) -> UserError:
@@ -182,6 +188,16 @@ class Run:
         self.log: list[dict] = []
         self.window = Window()
 
+    def count(self, loss: float, answers: int, seconds: float) -> None:
+        """One more iteration: its mean loss, answer tokens and time."""
+        self.iteration += 1
+        self.seconds += seconds
+        self.tokens += answers
+        self.window.loss += loss * answers
+        self.window.answers += answers
+        self.window.seconds += seconds
+        self.window.steps += 1
+
     def adapter(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
@@ -205,7 +221,7 @@ class Run:
         )
 
     def save(self, stopped: bool = False) -> None:
-        """Write the state, then the files that follow from it.
+        """Have the first machine write everything.
 
         stopped  before its end, maybe at once: an adapter of an earlier run then stays, until this
                  run saves as planned
@@ -216,10 +232,17 @@ class Run:
         finite = [mx.all(mx.isfinite(a)) for a in self.adapter().values()]
         if not mx.all(mx.stack(finite)).item():
             raise self.diverged("weights that are no numbers", f"at iteration {self.iteration}")
-        if not self.saved and not self.settings.resume:
+        leader = mx.distributed.init().rank() == 0
+        if leader and not self.saved and not self.settings.resume:
             set_aside(self.folder)
         if not stopped or not (self.folder / ADAPTER).exists():
             self.replaced = True
+        if leader:
+            self.write()
+        self.saved = True
+
+    def write(self) -> None:
+        """The state, then the files that follow from it."""
         parts = {
             "adapter": self.adapter(),
             "best": self.best,
@@ -238,7 +261,6 @@ class Run:
         about = {name: json.dumps(value) for name, value in about.items()}
         with files.replacing(self.folder / STATE) as (file,):
             mx.save_safetensors(file, arrays, about)
-        self.saved = True
         if self.replaced:
             self.write_files()
 
@@ -291,7 +313,9 @@ class Run:
             rprint(f"{path}: not there, so this run begins at the beginning")
             return False
         parts, state = read_state(path, content)
-        before, now = state.identity, self.identity
+        before = state.identity
+        # The file that it began with is not looked at: the run may have replaced it since.
+        now = self.identity | {k: v for k, v in before.items() if k == BEGUN_WITH}
         different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         if different:
             lines = [f"  {k}: {before.get(k)} then, {now.get(k)} now" for k in different]
@@ -312,6 +336,7 @@ class Run:
         mx.random.seed(high << 32 | low)  # the state is the seed's two halves
         for name, value in msgspec.structs.asdict(state.numbers).items():
             setattr(self, name, value)
+        self.identity = now
         self.log = state.log
         self.window = state.window
         self.finished, self.saved = False, True

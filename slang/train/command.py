@@ -33,7 +33,7 @@ from slang.jsonl import Record
 from slang.models.load import load
 from slang.train import mlx_lm_engine
 from slang.train.batches import Rows, prefix_before_answers, steps_per_epoch
-from slang.train.checkpoint import ADAPTER, MAY_CHANGE, Run
+from slang.train.checkpoint import ADAPTER, BEGUN_WITH, MAY_CHANGE, Run, everywhere, goes_on
 from slang.train.flags import build_parser, parse
 from slang.train.loop import evaluate, train
 from slang.train.model import add_adapter, fingerprint, make_optimizer, perplexity
@@ -149,6 +149,15 @@ def frozen_output_fits(network: Network, sets: list[Rows], iters: int, batch_siz
     return needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 8
 
 
+def need_same_rows(settings: Settings, digests: list[str]) -> None:
+    """Raises UserError on all machines where one has other rows than the first."""
+    mine = " ".join(digests).encode()
+    differ = mx.array(everywhere(mine) != mine)
+    if mx.distributed.all_sum(differ, stream=mx.cpu).item():
+        remedy = "copy the folder to each"
+        raise UserError(f"{settings.data}: the machines have different rows there; {remedy}")
+
+
 def identity_of(
     settings: Settings, iters: int, model_weights: str, rows: Rows, valid: Rows | None
 ) -> dict:
@@ -161,9 +170,9 @@ def identity_of(
     }
     flags = settings.builtins()
     identity |= {name: value for name, value in flags.items() if name not in MAY_CHANGE}
-    if settings.resume_adapter_file:
+    if settings.resume_adapter_file and not goes_on(settings):
         content = Path(settings.resume_adapter_file).read_bytes()
-        identity["adapter to begin with"] = hashlib.sha256(content).hexdigest()[:16]
+        identity[BEGUN_WITH] = hashlib.sha256(content).hexdigest()[:16]
     if settings.decay and not settings.lr_schedule:
         identity["decay over steps"] = iters
     return json.loads(json.dumps(identity))
@@ -198,6 +207,7 @@ def train_model(
         flag = f"--grad-accumulation-steps {settings.grad_accumulation_steps}"
         raise UserError(f"{flag}: more than the {count(iters, 'step')}, so none would be taken")
 
+    need_same_rows(settings, [some.digest() for some in sets])
     network = make_network(settings, model, sets)
     identity = identity_of(settings, iters, weights, rows, valid)
     optimizer = make_optimizer(settings, model, iters)

@@ -34,13 +34,11 @@ def evaluate(
     network: PlainNetwork, rows: Rows, batch_size: int, n_batches: int, advance=None, check=None
 ) -> float:
     """Mean cross entropy in nats of all answer tokens of n batches, -1 for every row."""
-    world = mx.distributed.init()
     network.model.eval()
     total, tokens = mx.array(0.0), 0
     for indices in fixed_batches(rows, batch_size, n_batches):
         count = rows.answer_tokens(indices)
-        share = indices[world.rank() :: world.size()]
-        total += network.loss(network.batch(rows, share, count)) * count
+        total += network.loss(network.batch(rows, indices[own_share()], count)) * count
         tokens += count
         mx.eval(total)
         if advance:
@@ -102,16 +100,13 @@ def train(
     settings = run.settings
     maybe_set_recommended_wired_limit()
     world = mx.distributed.init()
-    share = slice(world.rank(), None, world.size())
     step = step_of(run, network)
     if compiles() and isinstance(network, Network):
-        found = survey(
-            rows, len(network.prefix), settings.batch_size, settings.seed, run.iters, share
-        )
-        network.shapes = plan(found, Work.of(run.model))
+        prefix = len(network.prefix)
+        drawn = rows, prefix, settings.batch_size, settings.seed, run.iters
+        network.shapes = plan(survey(*drawn, own_share()), prefix, Work.of(run.model))
 
     run.model.train()
-    state = [run.model.state, run.optimizer.state, mx.random.state]
     batches = training_batches(rows, settings.batch_size, settings.seed, run.iteration)
     with Interrupt() as interrupt, UI(run.iters, run.iteration, world.rank()) as ui:
         try:
@@ -122,41 +117,45 @@ def train(
                     validate(run, network, valid, ui, interrupt.check, callback)
                 if ended:
                     break
-                start = time.perf_counter()
-                indices = next(batches)
-                count = rows.answer_tokens(indices)
-                batch = network.batch(rows, indices[share], count)
-                update = (run.iteration + 1) % settings.grad_accumulation_steps == 0
-                loss, run.gradient = step(batch, run.gradient, update)
-                loss = mx.distributed.all_sum(loss, stream=mx.cpu)
-                mx.eval(state, loss, run.gradient)
-                if not math.isfinite(loss.item()):
-                    where = f"at iteration {run.iteration + 1}"
-                    raise run.diverged(f"a training loss of {loss.item()}", where)
-                if mx.get_cache_memory() > settings.clear_cache_threshold:
-                    mx.clear_cache()
-                seconds = time.perf_counter() - start
-                run.iteration += 1
-                run.seconds += seconds
-                run.tokens += count
-                run.window.loss += loss.item() * count
-                run.window.answers += count
-                run.window.seconds += seconds
-                run.window.steps += 1
+                take_step(step, run, network, rows, next(batches))
                 ui.advance()
                 if run.iteration % settings.steps_per_report == 0 or run.iteration == run.iters:
                     report(run, ui, callback)
-                if run.iteration % settings.save_every == 0 and world.rank() == 0:
+                if run.iteration % settings.save_every == 0:
                     run.save()
                     ui.report_save(run.folder / run.checkpoint_name())
                 interrupt.check()
         except Stopped as stopped:
-            if world.rank() == 0:
-                run.save(stopped=True)
+            run.save(stopped=True)
             raise Stopped(farewell(run, str(stopped))) from None
         run.finished = True
-        if world.rank() == 0:
-            run.save()
+        run.save()
+
+
+def own_share() -> slice:
+    """Which of a batch's rows this machine computes."""
+    world = mx.distributed.init()
+    return slice(world.rank(), None, world.size())
+
+
+def take_step(
+    step: Callable, run: Run, network: PlainNetwork, rows: Rows, indices: list[int]
+) -> None:
+    """An iteration with these rows. Raises UserError when the loss is no number."""
+    settings = run.settings
+    start = time.perf_counter()
+    count = rows.answer_tokens(indices)
+    batch = network.batch(rows, indices[own_share()], count)
+    update = (run.iteration + 1) % settings.grad_accumulation_steps == 0
+    loss, run.gradient = step(batch, run.gradient, update)
+    loss = mx.distributed.all_sum(loss, stream=mx.cpu)
+    mx.eval(run.model.state, run.optimizer.state, mx.random.state, loss, run.gradient)
+    if not math.isfinite(loss.item()):
+        where = f"at iteration {run.iteration + 1}"
+        raise run.diverged(f"a training loss of {loss.item()}", where)
+    if mx.get_cache_memory() > settings.clear_cache_threshold:
+        mx.clear_cache()
+    run.count(loss.item(), count, time.perf_counter() - start)
 
 
 def has_ended(run: Run) -> bool:

@@ -37,6 +37,7 @@ def run(settings: Settings) -> None:
         if n_rows < settings.batch_size:
             what = f"{n_rows} records, fewer than --batch-size {settings.batch_size}"
             raise UserError(f"{path}: {what}; mlx_lm.lora wants a whole batch, give a smaller one")
+    folder.mkdir(parents=True, exist_ok=True)  # the lock makes it on the first machine only
     part = Path(tempfile.mkdtemp(dir=folder, prefix=".mlx_lm."))
     try:
         mlx_lm_lora.run(types.SimpleNamespace(**values | {"adapter_path": str(part)}))

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,10 +10,12 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.cli_ui import rprint
-from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers
+from mlx_lm.tuner.utils import build_schedule
 
 from slang.errors import UserError, first_line
 from slang.models import formats
+from slang.models.load import add_layers
+from slang.train.checkpoint import goes_on
 from slang.train.settings import Settings
 
 OPTIMIZERS = {
@@ -41,38 +43,34 @@ def add_adapter(settings: Settings, model: nn.Module) -> dict[str, mx.Dtype]:
     Raises UserError where the model has no such layers, or the adapter to begin with has others.
     """
     mx.random.seed(settings.seed)
-    model.freeze()
     n = settings.num_layers
     if n > len(model.layers):
         raise UserError(f"--num-layers {n}: the model has {len(model.layers)}; -1 is all of them")
-    if settings.fine_tune_type == "full":
-        for layer in model.layers[-max(n, 0) :]:
-            layer.unfreeze()
-    else:
-        add_lora_layers(settings, model)
-    if settings.resume_adapter_file:
+    parameters = settings.builtins()["lora_parameters"] or {}
+    if settings.fine_tune_type != "full":
+        need_keys(model, parameters.get("keys", ()))
+    try:
+        add_layers(model, settings.fine_tune_type, n, parameters)
+    except ValueError as error:
+        raise UserError(f"lora_parameters.keys: {first_line(error)}; name linear layers") from None
+    if not tree_flatten(model.trainable_parameters()):
+        raise UserError("lora_parameters.keys: no layer gets an adapter; name linear layers")
+    if settings.resume_adapter_file and not goes_on(settings):
         load_weights(model, Path(settings.resume_adapter_file))
     return {name: a.dtype for name, a in tree_flatten(model.trainable_parameters())}
 
 
-def add_lora_layers(settings: Settings, model: nn.Module) -> None:
-    parameters = settings.builtins()["lora_parameters"]
+def need_keys(model: nn.Module, keys: Sequence[str]) -> None:
+    """Raises UserError for a key of lora_parameters that is no layer's name."""
     names = {name for name, _ in model.named_modules()}
     for layer in model.layers:
         names |= {name for name, _ in layer.named_modules()}
-    for key in parameters.get("keys", ()):
+    for key in keys:
         if key not in names or not key:
             raise UserError(
                 f"lora_parameters.keys: the model has no layer {key}; name those such as "
                 "self_attn.q_proj"
             )
-    dora = settings.fine_tune_type == "dora"
-    try:
-        linear_to_lora_layers(model, settings.num_layers, parameters, use_dora=dora)
-    except ValueError as error:
-        raise UserError(f"lora_parameters.keys: {first_line(error)}; name linear layers") from None
-    if not tree_flatten(model.trainable_parameters()):
-        raise UserError("lora_parameters.keys: no layer gets an adapter; name linear layers")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

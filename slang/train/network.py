@@ -27,10 +27,11 @@ from slang.train.packed import PackedBatch, batch_arrays
 from slang.train.shapes import Sizes
 
 Batch = Any  # what a network's `batch` makes, for its own `loss` alone
-LOGITS_AT_A_TIME = 2**25  # 128 answer tokens with Gemma 3's vocabulary, 134 MB
+LOGITS_AT_A_TIME = 2**25  # 128 answer tokens with Gemma 3's vocabulary, 134 MB an array
 
 
-def has_adapter(module: nn.Module) -> bool:
+def learns(module: nn.Module) -> bool:
+    """Whether anything in it is trained."""
     return bool(tree_flatten(module.trainable_parameters()))
 
 
@@ -75,18 +76,19 @@ class Network(PlainNetwork):
         embedding = self.body.embed_tokens
         head = embedding if text.tie_word_embeddings else text.lm_head
         self.head = embedding.as_linear if text.tie_word_embeddings else head
-        self.head_learns = has_adapter(head)
-        if not has_adapter(embedding):
-            learn = [has_adapter(layer) for layer in self.body.layers]
-            self.start = learn.index(True) if any(learn) else len(learn)
+        self.head_learns = learns(head)
+        if not learns(embedding):
+            found = [learns(layer) for layer in self.body.layers]
+            self.start = found.index(True) if any(found) else len(found)
 
     def loss(self, batch: Batch) -> mx.array:
         batch = PackedBatch(*batch)
         x = batch.frozen
         if x.size == 0:
             x = self.layers(self.embed(batch.tokens), batch, 0, self.start)
-        x = self.layers(x, batch, self.start, len(self.body.layers), batch.answers)
-        hidden = self.body.norm(x)
+        n_layers = len(self.body.layers)
+        x = self.layers(x, batch, self.start, n_layers, batch.answers)
+        hidden = self.body.norm(x if self.start < n_layers else x[batch.answers])
         if self.head_learns:
             logits = self.head(hidden).astype(mx.float32)
             return (nn.losses.cross_entropy(logits, batch.targets) * batch.weights).sum()
@@ -107,7 +109,7 @@ class Network(PlainNetwork):
         for i in range(first, last):
             layer = self.body.layers[i]
             wanted = answers if i == len(self.body.layers) - 1 else None
-            if self.checkpoint and has_adapter(layer):
+            if self.checkpoint and learns(layer):
                 again = mx.checkpoint(partial(self._with_parameters, layer, batch, wanted))
                 x = again(layer.trainable_parameters(), x)
             else:

@@ -274,9 +274,10 @@ def need_right_source(sources: Sources) -> None:
     for name, why in refused.items():
         if name in in_file:
             raise UserError(f"{sources.file}: {name}: take it out; {why}")
-    if in_file.get("lr_schedule") and (clash := {"learning_rate", "decay"} & set(typed)):
-        problem = f"{sources.file} has an lr_schedule; leave one of them out"
-        raise ValueError(f"{flag(min(clash))}: {problem}")
+    for name in ("decay", "learning_rate"):
+        if in_file.get("lr_schedule") and typed.get(name):
+            problem = f"{sources.file} has an lr_schedule; leave one of them out"
+            raise ValueError(f"{flag(name)}: {problem}")
 
 
 def refuse_value(error: str, values: dict[str, Any], sources: Sources) -> NoReturn:
@@ -317,6 +318,10 @@ def need_sense(settings: Settings, sources: Sources) -> None:
             refuse("report_to", f" {service}: not installed; pip install {service}")
     if settings.trust_remote_code and settings.engine == "slang":
         refuse("trust_remote_code", ": code of a model's own is never run; take another model")
+    lora = settings.lora_parameters
+    if settings.grad_checkpoint and lora and lora.dropout and settings.engine == "slang":
+        why = "what is computed again drops other inputs than the first time"
+        refuse("grad_checkpoint", f": not with dropout, as {why}; leave one of them out")
     if settings.lora_parameters is None and settings.fine_tune_type != "full":
         refuse("lora_parameters", f": give {allowed('lora_parameters')}")
 

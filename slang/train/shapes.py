@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from slang.train.batches import Rows, training_batches
 
@@ -41,6 +40,11 @@ class Sizes(NamedTuple):
         return Sizes(max(self.rows, 1), round_up(self.longest), packed, round_up(self.answers))
 
 
+def entries(module: nn.Module) -> int:
+    """Of a module's matrix, of which a quantised one packs several into 32 bits."""
+    return module.weight.size * 32 // getattr(module, "bits", 32)
+
+
 class Work(NamedTuple):
     """Multiply-adds of a model.
 
@@ -56,11 +60,12 @@ class Work(NamedTuple):
     @classmethod
     def of(cls, model: nn.Module) -> "Work":
         text = getattr(model, "language_model", model)
-        weights = tree_flatten(text.model.layers)
-        token = sum(w.size for name, w in weights if w.ndim == 2 and "lora" not in name)
+        modules = [module for layer in text.model.layers for _, module in layer.named_modules()]
+        matrices = [m for m in modules if "weight" in m and m.weight.ndim == 2]
+        token = sum(map(entries, matrices))
         attention = text.model.layers[0].self_attn
         pair = 2 * len(text.model.layers) * attention.n_heads * attention.head_dim
-        return cls(token, text.model.embed_tokens.weight.size, pair)
+        return cls(token, entries(text.model.embed_tokens), pair)
 
     def needed(self, sizes: np.ndarray) -> np.ndarray:
         """Of batches of these sizes (..., 4), there and back."""
@@ -82,16 +87,21 @@ def survey(
     return found
 
 
-def plan(found: Counter[Sizes], work: Work, most: int = MOST_SHAPES) -> dict[Sizes, Sizes]:
+def plan(
+    found: Counter[Sizes], prefix: int, work: Work, most: int = MOST_SHAPES
+) -> dict[Sizes, Sizes]:
     """What each size is padded to, so that at most `most` shapes are left.
 
-    Two shapes at a time become the one that holds both, those first for which that adds the least
+    They are rounded first, for the time of planning grows with the third power of their number. Two
+    shapes at a time become the one that holds both, those first for which that adds the least
     work to the run.
     """
-    exact = np.array([*found], np.int64).reshape(-1, 4)
-    shapes = exact.copy()
-    shapes[:, 0] = np.maximum(shapes[:, 0], 1)
-    counts = np.array([*found.values()], float)
+    rounded: Counter[Sizes] = Counter()
+    for sizes, count in found.items():
+        rounded[sizes.rounded(prefix)] += count
+    needed = np.array([*rounded], np.int64).reshape(-1, 4)
+    shapes = needed.copy()
+    counts = np.array([*rounded.values()], float)
     alive = np.ones(len(shapes), bool)
 
     def price(i: int) -> np.ndarray:
@@ -114,8 +124,9 @@ def plan(found: Counter[Sizes], work: Work, most: int = MOST_SHAPES) -> dict[Siz
     shapes = shapes[alive]
     # Each size takes the cheapest shape that holds it, then shapes shrink to what they hold.
     for _ in range(20):
-        holds = (exact[:, None] <= shapes).all(axis=-1)
+        holds = (needed[:, None] <= shapes).all(axis=-1)
         member = np.where(holds, work.needed(shapes), np.inf).argmin(axis=1)
-        held = [exact[member == i] for i in range(len(shapes))]
+        held = [needed[member == i] for i in range(len(shapes))]
         shapes = np.array([sizes.max(axis=0, initial=1) for sizes in held])
-    return {sizes: Sizes(*shapes[to].tolist()) for sizes, to in zip(found, member, strict=True)}
+    place = dict(zip(rounded, member, strict=True))
+    return {sizes: Sizes(*shapes[place[sizes.rounded(prefix)]].tolist()) for sizes in found}
