@@ -182,6 +182,18 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def steps_of(settings: Settings, rows: Rows) -> int:
+    """How many steps --iters or --epochs make of the rows. Raises UserError where that is no
+    update."""
+    iters = settings.iters or 1000
+    if settings.epochs:
+        iters = max(1, math.ceil(settings.epochs * steps_per_epoch(rows, settings.batch_size)))
+    if settings.grad_accumulation_steps > iters:
+        flag = f"--grad-accumulation-steps {settings.grad_accumulation_steps}"
+        raise UserError(f"{flag}: more than the {count(iters, 'step')}, so none would be taken")
+    return iters
+
+
 def train_model(
     settings: Settings, model: nn.Module, pairs: Pairs, valid_pairs: Pairs, everyday_pairs: Pairs
 ) -> None:
@@ -200,13 +212,7 @@ def train_model(
     sets = [rows, valid] if valid else [rows]
     if not all(len(some) for some in sets):
         raise UserError(f"{settings.data}: no row has an answer within --max-seq-length {length}")
-    iters = settings.iters or 1000
-    if settings.epochs:
-        iters = max(1, math.ceil(settings.epochs * steps_per_epoch(rows, batch_size)))
-    if settings.grad_accumulation_steps > iters:
-        flag = f"--grad-accumulation-steps {settings.grad_accumulation_steps}"
-        raise UserError(f"{flag}: more than the {count(iters, 'step')}, so none would be taken")
-
+    iters = steps_of(settings, rows)
     need_same_rows(settings, [some.digest() for some in sets])
     network = make_network(settings, model, sets)
     identity = identity_of(settings, iters, weights, rows, valid)
