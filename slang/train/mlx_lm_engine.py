@@ -65,4 +65,6 @@ def move(part: Path, folder: Path, settings: Settings) -> None:
     for path in part.iterdir():
         if path.is_file():
             os.replace(path, folder / path.name)
+        else:  # of --report-to
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     print(f"{folder / ADAPTER} holds the last one")
