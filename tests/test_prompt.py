@@ -209,7 +209,7 @@ def test_a_question_in_a_known_form_needs_no_question_mark(text):
     assert prompt.question(ours, text) == text
 
 
-@pytest.mark.parametrize("slang", ["pura vida", "qué chiva", "gracias", "por dicha", "significado"])
+@pytest.mark.parametrize("slang", ["pura vida", "qué chiva", "gracias", "significado"])
 def test_what_only_begins_like_a_form_is_a_slang(slang):
     ours = prompt.load(ROOT / "prompt.toml")
     assert prompt.question(ours, slang) == f'Qué significa en Costa Rica "{slang}"?'

@@ -21,8 +21,8 @@ N_PROBS = 256  # likeliest next tokens compared; the others count as one in the 
 # alone moved the logits of two adapters by 0.003 and 0.005; llama.cpp was as far off, MLX 0.00002.
 # Its defaults round more, cache and flash attention, to 0.007 and 0.014.
 LOGIT_LIMIT = 0.02
-# A context counts as this many nats at most: of 25 in long texts, one or two lose 3 nats by rounding
-# to 4 or 5 bits, and make half of the mean. What is wrong shows in many.
+# A context counts as this many nats at most: of 25 in long texts, one or two lose 3 by rounding to
+# 4 or 5 bits, and make half of the mean. What is wrong shows in many.
 MOST_LOST = 1.0
 # Of the mean over the contexts: in chats, and in long texts. Two to eight times what an adapter of
 # Gemma 3 270M lost (benchmarks/export.md); another one lost half as much in chats.
