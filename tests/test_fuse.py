@@ -147,8 +147,8 @@ def test_nan_replaces_nothing(
     if kind == "adapter":
         changes = {"ADAPTER_PATH": spoilt_adapter(variables, tmp_path)}
     else:
-        changes = {"MODEL": shutil.copytree(ROOT / TINY, tmp_path / "m")}
-        path = str(tmp_path / "m/model.safetensors")
+        changes = {"MODEL": shutil.copytree(ROOT / TINY, tmp_path / "tiny-gemma3")}
+        path = str(tmp_path / "tiny-gemma3/model.safetensors")
         weights = {name: values + 0 for name, values in mx.load(path).items()}
         weights["model.norm.weight"] = mx.full(256, float("inf"))
         mx.save_safetensors(path, weights)
@@ -269,7 +269,7 @@ def test_a_name_that_mlx_lm_takes_for_a_pattern(variables: dict[str, str], tmp_p
 
 
 def test_no_other_model_is_replaced(variables: dict[str, str], tmp_path: Path) -> None:
-    base = Path(shutil.copytree(ROOT / TINY, tmp_path / "m"))
+    base = Path(shutil.copytree(ROOT / TINY, tmp_path / "tiny-gemma3"))
     (base / "lora.yaml").unlink()
     before = contents(tmp_path)
     what = f"{base}: holds a model that fuse.sh did not make; set FUSED_PATH to another folder"
@@ -282,7 +282,7 @@ def test_no_other_model_is_replaced(variables: dict[str, str], tmp_path: Path) -
 
 
 def test_a_quantised_model_is_refused_at_once(variables: dict[str, str], tmp_path: Path) -> None:
-    base = Path(shutil.copytree(ROOT / TINY, tmp_path / "m"))
+    base = Path(shutil.copytree(ROOT / TINY, tmp_path / "tiny-gemma3"))
     edit(base / "config.json", quantization={"group_size": 64, "bits": 4})
     for flags in ([], ["--no-gguf"]):
         done = fuse(variables, *flags, MODEL=base)
@@ -291,10 +291,10 @@ def test_a_quantised_model_is_refused_at_once(variables: dict[str, str], tmp_pat
 
 def test_a_quantised_model_is_fused_unquantised(variables: dict[str, str], tmp_path: Path) -> None:
     command = Path(sys.executable).parent / "mlx_lm.convert"
-    flags = ["--hf-path", TINY, "-q", "--q-bits", "8", "--mlx-path", tmp_path / "m"]
+    flags = ["--hf-path", TINY, "-q", "--q-bits", "8", "--mlx-path", tmp_path / "tiny-gemma3"]
     made = run(command, *flags, OPENBLAS_NUM_THREADS="1")
     assert made.returncode == 0, made.stderr
-    done = fuse(variables, "--dequantize", "--type", "f32", MODEL=tmp_path / "m")
+    done = fuse(variables, "--dequantize", "--type", "f32", MODEL=tmp_path / "tiny-gemma3")
     assert done.returncode == 0, done.stderr
     config = json.loads((Path(variables["FUSED_PATH"]) / "config.json").read_text("utf-8"))
     assert "quantization" not in config
