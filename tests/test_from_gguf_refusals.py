@@ -147,6 +147,14 @@ def test_a_folder_whose_source_is_not_known_is_made_anew(
     assert typed(folder) == str(exported["f32"])
 
 
+def test_what_a_killed_run_left_is_not_taken_for_the_model(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = from_gguf.folder_of(exported["f32"], tmp_path)
+    folder.rename(folder.with_name(f".{folder.name}.x.part"))
+    assert from_gguf.folder_of(exported["f32"], tmp_path) == folder
+
+
 @pytest.mark.parametrize("length", [3, 4, 20, 100, 5000, 60_000, 1_000_000])
 def test_a_file_that_is_cut_off(length: int, exported: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"

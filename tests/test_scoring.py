@@ -15,6 +15,7 @@ from mlx_lm.utils import load
 from sacrebleu.metrics import CHRF
 
 from slang import numpy_gemma
+from slang.errors import UserError
 from slang.evaluate import measure, quiz, scoring, tokens
 from slang.evaluate.batch import Batch
 
@@ -27,6 +28,12 @@ def tiny(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "in_numpy", lambda _: request.param == "numpy")
         yield SimpleNamespace(net=net, tokenizer=tokenizer, end=tokens.end_of_turn(tokenizer))
+
+
+def test_a_tokenizer_without_gemmas_end_of_turn_is_told():
+    other = SimpleNamespace(convert_tokens_to_ids=lambda token: 3, unk_token_id=3)
+    with pytest.raises(UserError, match="no <end_of_turn>; set MODEL to a Gemma 3 model"):
+        tokens.end_of_turn(other)
 
 
 def slangs(texts) -> list[dict]:

@@ -136,9 +136,22 @@ def test_planned_shapes_hold_every_batch_and_are_few(most):
     found = survey(some, 6, 4, 42, 250)
     planned = plan(found, 6, Work(100, 1000, 1), most)
     assert sum(found.values()) == 250 and planned.keys() == found.keys()
-    assert 0.9 * min(most, len(found)) <= len(set(planned.values())) <= most
+    distinct = {sizes.rounded(6) for sizes in found}
+    assert len(set(planned.values())) == min(most, len(distinct))
     for exact, shape in planned.items():
         assert all(a <= b for a, b in zip(exact, shape, strict=True))
+
+
+def test_everyday_rows_are_drawn_from_the_whole_file_by_the_seed():
+    def drawn(count: int, seed: int) -> list[int]:
+        some, sorted_file = rows(2, (3, 5)), rows(2, *[(1, 1)] * 300)
+        sorted_file.tokens = [[n, n] for n in range(300)]
+        some.add(sorted_file, count, seed)
+        return [tokens[0] for tokens in some.tokens[1:]]
+
+    assert len(set(drawn(67, 42))) == 67 and max(drawn(67, 42)) > 200
+    assert drawn(67, 42) == drawn(67, 42) != drawn(67, 43)
+    assert sorted(drawn(600, 42)) == sorted([*range(300)] * 2)
 
 
 def test_a_quantised_model_has_as_much_work_as_the_same_in_floats():

@@ -231,6 +231,13 @@ def test_a_schedule_and_a_rate_do_not_go_together(tmp_path, capsys):
     with pytest.raises(SystemExit):
         merged(tmp_path, text, "--learning-rate", "1e-3")
     assert "--learning-rate: " in capsys.readouterr().err
+    assert merged(tmp_path, text, "--no-decay").lr_schedule.arguments == [1e-4, 0, 100]
+
+
+def test_dropout_and_layers_that_are_computed_again_do_not_go_together(tmp_path):
+    text = "lora_parameters: {rank: 4, scale: 1, dropout: 0.1}\ngrad_checkpoint: true"
+    with pytest.raises(UserError, match=r"x\.yaml: grad_checkpoint: not with dropout, as "):
+        merged(tmp_path, text)
 
 
 def test_a_wrappers_bias_correction_gives_way_to_another_optimizer(tmp_path):

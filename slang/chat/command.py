@@ -1,8 +1,9 @@
 """Ask a model about slang: one question, the lines of a file, or a conversation.
 
 Reads the prompt.toml that the adapter was trained with, or the one in the folder of a fused model.
-A bare slang is asked in the first question form. A text with a question mark or a quotation in it
-is asked as it stands. Answers go to stdout, everything else to stderr.
+A text with a question mark or a quotation in it, or in a form of prompt.toml, is asked as it
+stands; all else is a slang, which is asked in the first form. Answers go to stdout, everything else
+to stderr.
 
 Run as: python -m slang.chat --model models/tiny-gemma3 --adapter-path adapters/demo "pura vida"
         Todo bien, excelente.

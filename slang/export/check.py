@@ -24,7 +24,7 @@ LOGIT_LIMIT = 0.02
 # A context counts as this many nats at most: of 25 in long texts, one or two lose 3 by rounding to
 # 4 or 5 bits, and make half of the mean. What is wrong shows in many.
 MOST_LOST = 1.0
-# Of the mean over the contexts: in chats, and in long texts. Two to eight times what an adapter of
+# Of the mean over the contexts: in chats, and in long texts. 1.6 to 8 times what an adapter of
 # Gemma 3 270M lost (benchmarks/export.md); another one lost half as much in chats.
 KL_LIMIT = {
     "f32": (1e-4, 1e-4),
